@@ -1,0 +1,36 @@
+# Every chore of the project. Each target works alone on a fresh clone with Python >= 3.11 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+.PHONY: install reproduce test test-slow bench lint format clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,xarray]'
+	touch $@
+
+reproduce: install
+	$(BIN)/etastar reproduce --out etastar-out/reproduce
+
+test: lint
+	$(BIN)/pytest -n 2 --cov --cov-report=term
+
+test-slow: install
+	$(BIN)/pytest -m slow
+
+lint: install
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/basedpyright --warnings
+
+format: install
+	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv .coverage* .pytest_cache .ruff_cache .hypothesis build dist

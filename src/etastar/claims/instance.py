@@ -1,0 +1,302 @@
+"""One concrete problem (`Instance`, in fractions) and many of one shape (`Instances`, arrays), with their moments.
+
+An instance is a diagonal quadratic L(x) = ½ Σ λ_i x_i², a state x, noise variances κ_i², and, where a claim speaks of
+them, a constant step size η and a time t. Every quantity that the paper's claims compare is a method here, written once
+for fractions and for float64 with error bounds (see `number`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import isqrt
+from typing import Any, cast
+
+import numpy as np
+
+from etastar.claims.number import Bounded, Number, Truth, exactly
+from etastar.errors import InvalidArgument
+
+__all__ = ["Instance", "Instances", "Split"]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One problem in exact numbers; what a certificate holds.
+
+    Attributes:
+        eigenvalues: λ_1 ≥ … ≥ λ_d > 0, with λ_k > λ_{k+1}.
+        rank: k, the size of the dominant block, 0 < k < d.
+        state: x_i in the eigenbasis.
+        noise: κ_i² ≥ 0, the variances of the gradient noise.
+        step_size: η > 0.
+        time: Steps taken from `state` before the claim is examined.
+        copies: Each base mode stands in this many consecutive equal modes (a lift, see `repeated`).
+
+    Raises:
+        InvalidArgument: A field breaks one of these conditions.
+    """
+
+    eigenvalues: tuple[Fraction, ...]
+    rank: int
+    state: tuple[Fraction, ...]
+    noise: tuple[Fraction, ...]
+    step_size: Fraction = Fraction(1)
+    time: int = 0
+    copies: int = 1
+
+    def __post_init__(self) -> None:
+        spectrum = self.eigenvalues
+        if not 0 < self.rank < len(spectrum):
+            raise InvalidArgument("rank", self.rank, "an integer between 1 and the number of eigenvalues less 1")
+        for name in ("state", "noise"):
+            if len(getattr(self, name)) != len(spectrum):
+                raise InvalidArgument(name, len(getattr(self, name)), f"needs {len(spectrum)} numbers, as eigenvalues")
+        if spectrum[-1] <= 0 or any(a < b for a, b in zip(spectrum, spectrum[1:], strict=False)):
+            raise InvalidArgument("eigenvalues", [str(v) for v in spectrum], "must be positive and must not increase")
+        if spectrum[self.rank - 1] == spectrum[self.rank]:
+            raise InvalidArgument("rank", self.rank, "the eigenvalues on both sides of the rank must differ")
+        if min(self.noise) < 0:
+            raise InvalidArgument("noise", str(min(self.noise)), "variances must not be negative")
+        if self.step_size <= 0:
+            raise InvalidArgument("step_size", str(self.step_size), "must be positive")
+
+    def repeated(self, copies: int, *, keep_state: bool = False) -> Instance:
+        """Return the lift to `copies` times the dimension: every mode repeated, x_i² and κ_i² divided by `copies`.
+
+        Args:
+            copies: A perfect square, so that the state stays rational.
+            keep_state: Leave x_i undivided, so that only the noise is spread.
+        """
+        shrink = Fraction(1) if keep_state else Fraction(1, isqrt(copies))
+
+        def spread(values: Sequence[Fraction], factor: Fraction) -> tuple[Fraction, ...]:
+            return tuple(value * factor for value in values for _ in range(copies))
+
+        return Instance(
+            eigenvalues=spread(self.eigenvalues, Fraction(1)),
+            rank=self.rank * copies,
+            state=spread(self.state, shrink),
+            noise=spread(self.noise, Fraction(1, copies)),
+            step_size=self.step_size,
+            time=self.time,
+            copies=self.copies * copies,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A sum over the dominant modes and over the bulk modes."""
+
+    dominant: Number
+    bulk: Number
+
+    @property
+    def total(self) -> Number:
+        """The sum over all modes."""
+        return self.dominant + self.bulk
+
+
+@dataclass(frozen=True, slots=True)
+class Instances:
+    """Many problems of one shape (d, k), as arrays of numbers.
+
+    Attributes:
+        eigenvalues: λ_i, shape (n, d).
+        state: x_i at time 0, (n, d).
+        square: E x_i² at the moment that the methods speak of, (n, d).
+        noise: κ_i², (n, d).
+        step_size: η, (n,).
+        rank: k.
+        time: t.
+        copies: As in `Instance`.
+    """
+
+    eigenvalues: Number
+    state: Number
+    square: Number
+    noise: Number
+    step_size: Number
+    rank: int
+    time: int = 0
+    copies: int = 1
+
+    @staticmethod
+    def exact(problems: Sequence[Instance]) -> Instances:
+        """Stack problems of one shape for exact arithmetic."""
+        first = problems[0]
+        state = exactly([p.state for p in problems])
+        return Instances(
+            eigenvalues=exactly([p.eigenvalues for p in problems]),
+            state=state,
+            square=state**2,
+            noise=exactly([p.noise for p in problems]),
+            step_size=exactly([p.step_size for p in problems]),
+            rank=first.rank,
+            time=first.time,
+            copies=first.copies,
+        )
+
+    def bounded(self) -> Instances:
+        """Return the same problems in float64 with error bounds."""
+        state = Bounded.of(self.state)
+        return replace(
+            self,
+            eigenvalues=Bounded.of(self.eigenvalues),
+            state=state,
+            square=state**2,
+            noise=Bounded.of(self.noise),
+            step_size=Bounded.of(self.step_size),
+        )
+
+    def __len__(self) -> int:
+        held = self.step_size
+        return len(held.value if isinstance(held, Bounded) else cast(Any, held))
+
+    def __getitem__(self, rows: Any) -> Instances:
+        return replace(
+            self,
+            eigenvalues=self.eigenvalues[rows],
+            state=self.state[rows],
+            square=self.square[rows],
+            noise=self.noise[rows],
+            step_size=self.step_size[rows],
+        )
+
+    def problem(self, row: int) -> Instance:
+        """Return one row, drawn in float64, as the exact rational numbers that it is."""
+
+        def fractions(number: Number) -> tuple[Fraction, ...]:
+            return tuple(Fraction(value) for value in cast(Any, number))
+
+        return Instance(
+            eigenvalues=fractions(self.eigenvalues[row]),
+            rank=self.rank,
+            state=fractions(self.state[row]),
+            noise=fractions(self.noise[row]),
+            step_size=Fraction(cast(Any, self.step_size[row])),
+            time=self.time,
+            copies=self.copies,
+        )
+
+    # --- the spectrum -------------------------------------------------------------------------------------------
+
+    @property
+    def lambda_1(self) -> Number:
+        """λ_1, the largest eigenvalue."""
+        return self.eigenvalues[:, 0]
+
+    @property
+    def lambda_k(self) -> Number:
+        """λ_k, the smallest dominant eigenvalue."""
+        return self.eigenvalues[:, self.rank - 1]
+
+    @property
+    def lambda_k1(self) -> Number:
+        """λ_{k+1}, the largest bulk eigenvalue."""
+        return self.eigenvalues[:, self.rank]
+
+    @property
+    def lambda_d(self) -> Number:
+        """λ_d, the smallest eigenvalue."""
+        return self.eigenvalues[:, -1]
+
+    @property
+    def gap(self) -> Number:
+        """λ_k − λ_{k+1}."""
+        return self.lambda_k - self.lambda_k1
+
+    @property
+    def ratio(self) -> Number:
+        """r = λ_k/λ_{k+1} (the paper's m)."""
+        return self.lambda_k / self.lambda_k1
+
+    @property
+    def dimension(self) -> int:
+        """d, the number of modes."""
+        held = self.eigenvalues
+        return (held.value if isinstance(held, Bounded) else cast(Any, held)).shape[-1]
+
+    @property
+    def odds_of_dimensions(self) -> Fraction:
+        """ρ = k/(d − k)."""
+        return Fraction(self.rank, self.dimension - self.rank)
+
+    # --- sums over the two blocks -------------------------------------------------------------------------------
+
+    def split(self, values: Number) -> Split:
+        """Sum values (n, d) over the dominant and over the bulk modes."""
+        return Split(values[:, : self.rank].sum(-1), values[:, self.rank :].sum(-1))
+
+    def signal(self, power: int) -> Split:
+        """Σ λ^power x²: powers 2, 3, 4 are the signal moments m0, m1, m2."""
+        return self.split(self.eigenvalues**power * self.square)
+
+    def variance(self, power: int) -> Split:
+        """Σ λ^power κ²: powers 0, 1, 2 are the noise moments q0, q1, q2."""
+        return self.split(self.eigenvalues**power * self.noise)
+
+    @property
+    def alignment(self) -> Number:
+        """θ, the dominant share of the squared gradient."""
+        energy = self.signal(2)
+        return energy.dominant / energy.total
+
+    @property
+    def drift(self) -> Number:
+        """N = m0_B m1_D − m0_D m1_B: what pulls the alignment down at small steps."""
+        m0, m1 = self.signal(2), self.signal(3)
+        return m0.bulk * m1.dominant - m0.dominant * m1.bulk
+
+    @property
+    def kick(self) -> Number:
+        """M = m0_B w_D − m0_D w_B with w = m2 + q2: what pushes the alignment up at large steps."""
+        m0, m2, q2 = self.signal(2), self.signal(4), self.variance(2)
+        return m0.bulk * (m2.dominant + q2.dominant) - m0.dominant * (m2.bulk + q2.bulk)
+
+    @property
+    def critical_step_size(self) -> Number:
+        """η* = 2N/M (the paper's equation 2); M must not vanish."""
+        return 2 * self.drift / self.kick
+
+    @property
+    def moving(self) -> Truth:
+        """Whether the gradient is not zero."""
+        return self.signal(2).total > 0
+
+    # --- one step and many --------------------------------------------------------------------------------------
+
+    def _after_one(self, square: Number) -> Number:
+        step = self.step_size[:, None]
+        return (1 - step * self.eigenvalues) ** 2 * square + step**2 * self.noise
+
+    def next_energy(self) -> Split:
+        """E‖S g'‖² after one step of SGD, mode by mode, not from the moments."""
+        return self.split(self.eigenvalues**2 * self._after_one(self.square))
+
+    def loss_change(self) -> Split:
+        """E[L(x') − L(x)] of the update projected on each block (the paper's 3 and 4)."""
+        return self.split(self.eigenvalues * (self._after_one(self.square) - self.square) / 2)
+
+    def after(self, steps: int) -> Instances:
+        """Return the problems with E x_i² after so many steps of SGD."""
+        square = self.square
+        for _ in range(steps):
+            square = self._after_one(square)
+        return replace(self, square=square)
+
+    @property
+    def floor(self) -> Number:
+        """β_i = ηκ_i²/(2λ_i − ηλ_i²), the stationary E x_i² (0 < ηλ_1 < 2), shape (n, d)."""
+        step, spectrum = self.step_size[:, None], self.eigenvalues
+        return step * self.noise / (spectrum * (2 - step * spectrum))
+
+    def stationary(self) -> Instances:
+        """Return the problems at their stationary moments."""
+        return replace(self, square=self.floor)
+
+    def stretched(self, factor: Any) -> Instances:
+        """Return the problems with every dominant eigenvalue multiplied: r grows, the state stays."""
+        inside = np.array([1] * self.rank + [0] * (self.dimension - self.rank), dtype=object)
+        return replace(self, eigenvalues=self.eigenvalues * (inside * (factor - 1) + 1))

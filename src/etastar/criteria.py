@@ -1,0 +1,357 @@
+"""Criteria: what one step of SGD does to alignment and loss, from its moments alone.
+
+Every function takes a ``SplitMoments``, broadcasts over its batch shape, and returns float64. Formulas are
+cross-multiplied, so that an empty subspace needs no division: with w = ‖SHg‖² + tr(SHΣH) per subspace,
+N = m0_B·m1_D − m0_D·m1_B and M = m0_B·w_D − m0_D·w_B, the alignment after a step η changes with the sign of
+ηM − 2N, and the critical step size is η* = 2N/M ("the paper" is arXiv 2601.11789: eq. 2, Lemma 22).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from etastar.compensated import Scaled, dot, quotient
+from etastar.errors import InvalidArgument
+from etastar.moments import SplitMoments, SubspaceMoments
+
+__all__ = [
+    "CriticalStep",
+    "LossChange",
+    "LossThresholds",
+    "Outcome",
+    "Regime",
+    "alignment",
+    "alignment_after",
+    "alignment_change",
+    "chi",
+    "critical_step_size",
+    "loss_border",
+    "loss_change",
+    "loss_thresholds",
+    "regime_border",
+]
+
+Array = npt.NDArray[np.float64]
+
+
+class Regime(Enum):
+    """How the alignment θ of expected energies responds to the step size η of the next step."""
+
+    LOW = "falls for steps below the critical step size, rises above it"
+    HIGH = "falls for every step size"
+    RISES = "rises for every step size"
+    REVERSED = "rises for steps below the critical step size, falls above it"
+    NEUTRAL = "stays as it is for every step size"
+    UNDEFINED = "is undefined: a moment is not finite, or the gradient is zero"
+
+
+class Outcome(Enum):
+    """How the expected loss responds to the size of an update along one subspace."""
+
+    BELOW = "lowers the loss for steps below the threshold"
+    ALWAYS = "lowers the loss for every step size: no positive curvature along the update"
+    NEVER = "raises the loss for every step size: no descent along the update"
+    ABOVE = "lowers the loss only for steps above the threshold: negative slope and curvature"
+    NEUTRAL = "leaves the loss as it is"
+    UNDEFINED = "is undefined: a moment is not finite"
+
+
+_REGIMES = np.array(
+    [
+        [Regime.REVERSED, Regime.RISES, Regime.RISES],
+        [Regime.HIGH, Regime.NEUTRAL, Regime.RISES],
+        [Regime.HIGH, Regime.HIGH, Regime.LOW],
+    ]
+)  # indexed by the signs (N, M) + 1: the table of the module's theory, row by row
+_OUTCOMES = np.array(
+    [
+        [Outcome.ABOVE, Outcome.NEVER, Outcome.NEVER],
+        [Outcome.ALWAYS, Outcome.NEUTRAL, Outcome.BELOW],
+        [Outcome.ALWAYS, Outcome.ALWAYS, Outcome.BELOW],
+    ]
+)  # indexed by the signs (slope, curvature) + 1; slope 0 against curvature is a threshold at 0
+
+
+@dataclass(frozen=True, slots=True)
+class CriticalStep:
+    """The critical step size η*, at which the alignment neither rises nor falls.
+
+    Attributes:
+        value: η*, shape ``(*batch)``, [parameter²/loss]; NaN where the regime has none.
+        regime: ``Regime`` of each element. A critical step outside float64's range counts as absent.
+        condition: The worse cancellation of N and M, ≥ 1; relative error ≤ 32·ε·condition.
+    """
+
+    value: Any
+    regime: Any
+    condition: Any
+
+
+@dataclass(frozen=True, slots=True)
+class LossThresholds:
+    """The step sizes below which an update lowers the expected loss (T10).
+
+    Attributes:
+        dominant: η_D, of the update projected on the dominant subspace, ``(*batch)``, [parameter²/loss].
+        bulk: η_B, of the update projected on the bulk.
+        full: η_full, of the whole update.
+        bulk_only: True where some step lowers the loss in the bulk and raises it in the dominant subspace;
+            the interval is (dominant, bulk), open-ended where a threshold does not exist.
+        dominant_outcome: ``Outcome`` of each element; the threshold is NaN unless it is BELOW or ABOVE.
+        bulk_outcome: As above.
+        full_outcome: As above.
+    """
+
+    dominant: Any
+    bulk: Any
+    full: Any
+    bulk_only: Any
+    dominant_outcome: Any
+    bulk_outcome: Any
+    full_outcome: Any
+
+
+@dataclass(frozen=True, slots=True)
+class LossChange:
+    """Expected change of the loss by the update projected on each subspace, and by the whole; ``(*batch)``, [loss]."""
+
+    dominant: Any
+    bulk: Any
+    full: Any
+
+
+def alignment(split: SplitMoments) -> Any:
+    """Alignment θ = ‖Pg‖²/‖g‖², ``(*batch)``; NaN where the gradient is zero.
+
+    Example:
+        >>> from etastar import CurvatureMoments, SplitMoments, SubspaceMoments, alignment
+        >>> def part(energy, curvature):
+        ...     signal = CurvatureMoments(energy, curvature * energy, curvature**2 * energy)
+        ...     return SubspaceMoments(signal, CurvatureMoments(0.0, 0.0, 0.0))
+        >>> float(alignment(SplitMoments(part(1.0, 4.0), part(3.0, 1.0))))
+        0.25
+    """
+    return _share(split.dominant.signal.zeroth, split.bulk.signal.zeroth)
+
+
+def chi(split: SplitMoments) -> Any:
+    """χ = √θ, the fraction of the gradient's norm that is dominant (Song et al., arXiv 2405.16002).
+
+    NaN where the gradient is zero, or where an unbiased estimate of θ came out negative.
+    """
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(alignment(split))
+
+
+def critical_step_size(split: SplitMoments) -> CriticalStep:
+    """Critical step size η* = 2N/M with its regime and conditioning (paper eq. 2; T2, T3, T4).
+
+    Example:
+        >>> from etastar.quadratic import Noise, Quadratic, Spectrum
+        >>> q = Quadratic(Spectrum([4.0, 1.0], rank=1), Noise.isotropic(0.1))
+        >>> step = critical_step_size(q.moments(gradient=[1.0, 3.0]))
+        >>> step.regime.name, round(float(step.value), 6)
+        ('LOW', 0.359551)
+    """
+    N, M = _neutrality(split)
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = 2.0 * quotient(N, M)
+    sign_N, sign_M = _sign(N.mantissa), _sign(M.mantissa)
+    # A ratio outside the range of float64 leaves every representable step on one side of it.
+    sign_M = np.where(np.isinf(value) & (sign_N == sign_M), 0, sign_M)
+    sign_N = np.where((value == 0) & (sign_N == sign_M), 0, sign_N)
+    dead = (split.dominant.signal.zeroth == 0) & (split.bulk.signal.zeroth == 0)
+    undefined = np.isnan(N.mantissa) | np.isnan(M.mantissa) | dead
+    regime = np.where(undefined, Regime.UNDEFINED, _REGIMES[sign_N + 1, sign_M + 1])
+    exists = ~undefined & (sign_N == sign_M) & (sign_N != 0)
+    condition = np.where(undefined, np.nan, np.maximum(N.condition, M.condition))
+    return CriticalStep(np.where(exists, value, np.nan)[()], regime[()], condition[()])
+
+
+def alignment_after(split: SplitMoments, step_size: Any) -> Any:
+    """Ratio of expected energies after one step, E‖Pg'‖²/E‖g'‖², ``(*batch)``; NaN where nothing is left."""
+    eta = as_step_size(step_size)
+    return _share(_energy_after(split.dominant, eta), _energy_after(split.bulk, eta))
+
+
+def alignment_change(split: SplitMoments, step_size: Any) -> Any:
+    """Change of the alignment by one step, θ' − θ = η(ηM − 2N)/(‖g‖²·E‖g'‖²), free of cancellation between the two."""
+    eta = as_step_size(step_size)
+    D, B = split.dominant, split.bulk
+    d0, b0 = D.signal.zeroth, B.signal.zeroth
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        drift = dot(
+            (eta * b0, D.signal.second),
+            (eta * b0, D.noise.second),
+            (-eta * d0, B.signal.second),
+            (-eta * d0, B.noise.second),
+            (-2.0 * b0, D.signal.first),
+            (2.0 * d0, B.signal.first),
+        )
+        before = dot((d0, 1.0), (b0, 1.0))
+        after = dot((_energy_after(D, eta), 1.0), (_energy_after(B, eta), 1.0))
+        # One quotient at a time: the product of the two energies may leave float64's range.
+        per_energy = quotient(drift, before)
+        return (eta * quotient(dot((per_energy, 1.0)), after))[()]
+
+
+def loss_thresholds(split: SplitMoments) -> LossThresholds:
+    """Loss thresholds η_S = 2·slope/(curvature + noise) per subspace and whole, with outcomes (T10)."""
+    dominant, dominant_outcome = _threshold(split.dominant.slope, _projected_bend(split, split.dominant))
+    bulk, bulk_outcome = _threshold(split.bulk.slope, _projected_bend(split, split.bulk))
+    full, full_outcome = _threshold(split.dominant.slope, _full_bend(split), split.bulk.slope)
+    known = [Outcome.BELOW, Outcome.ALWAYS, Outcome.NEVER]
+    bulk_only = (
+        np.isin(dominant_outcome, known)
+        & np.isin(bulk_outcome, known)
+        & (_edge(dominant, dominant_outcome) < _edge(bulk, bulk_outcome))
+    )
+    return LossThresholds(
+        dominant[()],
+        bulk[()],
+        full[()],
+        bulk_only[()],
+        dominant_outcome[()],
+        bulk_outcome[()],
+        full_outcome[()],
+    )
+
+
+def loss_change(split: SplitMoments, step_size: Any) -> LossChange:
+    """Expected loss change −η·slope + ½η²(curvature + noise) of each projected update and of the whole (T10)."""
+    eta = as_step_size(step_size)
+
+    def change(bend: Scaled, *slopes: Array) -> Any:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return (eta * (0.5 * eta * bend.to_float() - sum(slopes)))[()]
+
+    return LossChange(
+        change(_projected_bend(split, split.dominant), split.dominant.slope),
+        change(_projected_bend(split, split.bulk), split.bulk.slope),
+        change(_full_bend(split), split.dominant.slope, split.bulk.slope),
+    )
+
+
+def regime_border(split: SplitMoments) -> Any:
+    """Alignment θ† below which the regime is LOW, at these moments' shapes (sharper than the paper's θ*, T4).
+
+    With b = ‖SHg‖²/‖Sg‖² per subspace: θ† = F(tr(PHΣH), tr(QHΣH), (b_D − b_B)‖g‖²), the root in [0, 1] of
+    −sθ² + (s − t − u)θ + t. NaN where a subspace carries no gradient (b is undefined there) or t = u = s = 0.
+    """
+    return _border(split, "second")
+
+
+def loss_border(split: SplitMoments) -> Any:
+    """Alignment θ_loss below which η_D < η_B: the paper's θ_crit (T11); as `regime_border`, one power of H lower."""
+    return _border(split, "first")
+
+
+def as_step_size(step_size: Any) -> Array:
+    """The step size as float64, ``(*batch)``; InvalidArgument unless finite and ≥ 0."""
+    try:
+        eta = np.asarray(step_size, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidArgument("step_size", step_size, "must be a number or an array of them") from None
+    if not np.all(np.isfinite(eta) & (eta >= 0)):
+        raise InvalidArgument("step_size", step_size, "must be finite and not negative")
+    return eta
+
+
+def _neutrality(split: SplitMoments) -> tuple[Scaled, Scaled]:
+    """N and M of the module's docstring."""
+    D, B = split.dominant, split.bulk
+    d0, b0 = D.signal.zeroth, B.signal.zeroth
+    N = dot((b0, D.signal.first), (-d0, B.signal.first))
+    M = dot((b0, D.signal.second), (b0, D.noise.second), (-d0, B.signal.second), (-d0, B.noise.second))
+    return N, M
+
+
+def _projected_bend(split: SplitMoments, part: SubspaceMoments) -> Scaled:
+    """Second-order coefficient of the loss along the projected update: m1 − γ + q1 − γ_noise.
+
+    The curvature of a given update direction, ⟨Sh, H S h⟩, holds no coupling to begin with.
+    """
+    terms: list[tuple[Any, Any]] = [(part.bend, 1.0), (part.noise.first, 1.0)]
+    if split.coupling is not None:
+        terms.append((split.coupling.noise, -1.0))
+        if part.descent is None:
+            terms.append((split.coupling.signal, -1.0))
+    return dot(*terms)
+
+
+def _full_bend(split: SplitMoments) -> Scaled:
+    """Second-order coefficient along the whole update: ⟨h, Hh⟩ + tr(HΣ)."""
+    D, B = split.dominant, split.bulk
+    terms: list[tuple[Any, Any]] = [(D.bend, 1.0), (B.bend, 1.0), (D.noise.first, 1.0), (B.noise.first, 1.0)]
+    if split.coupling is not None and D.descent is not None:
+        terms.append((split.coupling.signal, 2.0))
+    return dot(*terms)
+
+
+def _threshold(slope: Array, bend: Scaled, more: Array | float = 0.0) -> tuple[Array, npt.NDArray[Any]]:
+    total = dot((slope, 1.0), (more, 1.0))
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = 2.0 * quotient(total, bend)
+    undefined = np.isnan(total.mantissa) | np.isnan(bend.mantissa)
+    sign_slope, sign_bend = _sign(total.mantissa), _sign(bend.mantissa)
+    sign_bend = np.where(np.isinf(value) & (sign_slope == sign_bend), 0, sign_bend)
+    outcome = np.where(undefined, Outcome.UNDEFINED, _OUTCOMES[sign_slope + 1, sign_bend + 1])
+    exists = (outcome == Outcome.BELOW) | (outcome == Outcome.ABOVE)
+    return np.where(exists, value, np.nan), outcome
+
+
+def _edge(threshold: Array, outcome: npt.NDArray[Any]) -> Array:
+    """Supremum of the steps that lower the loss: 0 for NEVER, inf for ALWAYS."""
+    return np.select([outcome == Outcome.NEVER, outcome == Outcome.ALWAYS], [0.0, np.inf], threshold)
+
+
+def _energy_after(part: SubspaceMoments, eta: Array) -> Array:
+    """E‖S g'‖² = m0 − 2η·m1 + η²(m2 + q2), exact for any S and Σ."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return dot(
+            (part.signal.zeroth, 1.0),
+            (-2.0 * eta, part.signal.first),
+            (eta * eta, part.signal.second),
+            (eta * eta, part.noise.second),
+        ).to_float()
+
+
+def _border(split: SplitMoments, power: str) -> Any:
+    D, B = split.dominant, split.bulk
+    d0, b0 = D.signal.zeroth, B.signal.zeroth
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        gap = quotient(
+            dot((b0, getattr(D.signal, power)), (-d0, getattr(B.signal, power))),
+            dot((d0, b0)),
+        )
+        return quadratic_border(getattr(D.noise, power), getattr(B.noise, power), gap * (d0 + b0))[()]
+
+
+def quadratic_border(t: Any, u: Any, s: Any) -> Array:
+    """F(t, u, s): the root in [0, 1] of −sθ² + (s − t − u)θ + t, for t, u ≥ 0; NaN otherwise or when all are zero.
+
+    The discriminant (s − t − u)² + 4st equals (s + t − u)² + 4tu, a sum of squares, so that nothing cancels.
+    """
+    t, u, s = (np.asarray(value, dtype=np.float64) for value in (t, u, s))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        root = np.hypot(s + t - u, 2.0 * np.sqrt(t) * np.sqrt(u))
+        below = s <= t + u
+        value = np.where(below, 2.0 * t / ((t + u - s) + root), ((s - t - u) + root) / (2.0 * s))
+    return np.where((t >= 0) & (u >= 0), value, np.nan)
+
+
+def _share(dominant: Array, bulk: Array) -> Any:
+    """D/(D + B) without overflow of the sum."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        larger = np.abs(dominant) >= np.abs(bulk)
+        ratio = np.where(larger, bulk, dominant) / np.where(larger, dominant, bulk)
+        return np.where(larger, 1.0 / (1.0 + ratio), ratio / (1.0 + ratio))[()]
+
+
+def _sign(value: Array) -> npt.NDArray[np.int64]:
+    return np.nan_to_num(np.sign(value)).astype(np.int64)

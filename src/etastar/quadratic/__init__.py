@@ -1,0 +1,38 @@
+"""The exact laboratory: quadratics of any dimension, in closed form or sampled exactly in law.
+
+Start with ``Quadratic(Spectrum(...), Noise(...))``; its methods are the laboratory.
+"""
+
+from __future__ import annotations
+
+from etastar.quadratic.bounds import PaperBounds, guaranteed_ratio, paper_bounds
+from etastar.quadratic.exact import Curve
+from etastar.quadratic.expectation import (
+    RatioExpectation,
+    corrected_critical_step,
+    expected_alignment_after,
+    ratio_bound,
+)
+from etastar.quadratic.noise import Noise
+from etastar.quadratic.paths import Paths
+from etastar.quadratic.phases import Phases
+from etastar.quadratic.problem import Quadratic
+from etastar.quadratic.spectrum import Spectrum
+from etastar.quadratic.step import SimulationState
+
+__all__ = [
+    "Curve",
+    "Noise",
+    "PaperBounds",
+    "Paths",
+    "Phases",
+    "Quadratic",
+    "RatioExpectation",
+    "SimulationState",
+    "Spectrum",
+    "corrected_critical_step",
+    "expected_alignment_after",
+    "guaranteed_ratio",
+    "paper_bounds",
+    "ratio_bound",
+]

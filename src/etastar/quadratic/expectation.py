@@ -1,0 +1,137 @@
+"""The expectation of the ratio: E θ' itself, exactly by quadrature, and what it does to the critical step.
+
+The criteria judge the ratio of expected energies. With Gaussian noise the expected ratio E θ' is one integral
+(theory §6), and both differ by terms that do not vanish with the dimension at a fixed rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from etastar.criteria import alignment, alignment_after, critical_step_size
+from etastar.errors import InvalidArgument
+from etastar.quadratic.exact import single_step_size
+from etastar.quadratic.modes import read_state
+from etastar.quadratic.problem import Quadratic
+
+__all__ = ["RatioExpectation", "corrected_critical_step", "expected_alignment_after", "ratio_bound"]
+
+Array = npt.NDArray[np.float64]
+# The integrand in v = log s is analytic in a strip of half-width π/2 and decays at least like e^(−|v|/2):
+# the trapezoidal rule at this spacing errs by e^(−2π·(π/2)/h) ≈ 1e-43, and the ends by e^(−42).
+_SPACING, _LEFT, _RIGHT = 0.1, -42.0, 84.0
+
+
+@dataclass(frozen=True, slots=True)
+class RatioExpectation:
+    """Critical steps for other averages than the ratio of expected energies, to first order in the noise ratio ν.
+
+    Attributes:
+        ratio_of_means: η*, of the ratio of expected energies, ``(*batch)``.
+        mean_of_ratio: Where E θ' = θ, to first order; not to be used for k ≤ 2.
+        mean_of_log: Where E log(E_D'/E_B') is unchanged, to first order.
+    """
+
+    ratio_of_means: Any
+    mean_of_ratio: Any
+    mean_of_log: Any
+
+
+def expected_alignment_after(
+    problem: Quadratic, gradient: Any = None, *, energy: Any = None, step_size: float
+) -> Any:
+    """E θ' after one step with independent Gaussian noise, by quadrature to near round-off; ``(*batch)``.
+
+    E θ' = ∫₀^∞ [Σ_D μτ²/w + y²/w²]·Π w^{−μ/2} e^{−s y²/w} ds, w = 1 + 2sτ², τ² = η²λ²κ², y = (1 − ηλ)g.
+
+    Raises:
+        InvalidArgument: A full covariance, or noise that differs within a block and only energies given.
+    """
+    if problem.noise.matrix is not None:
+        raise InvalidArgument("noise", "a full covariance", "the quadrature takes isotropic or diagonal noise")
+    eta = single_step_size(step_size)
+    modes, state = problem.modes, read_state(problem.spectrum, gradient, energy)
+    if not modes.uniform:
+        if state.gradient is None:
+            raise InvalidArgument("energy", "block energies", "this noise differs within a block; give gradient=")
+        modes, squares = modes.expand(problem.spectrum, problem.noise), state.gradient**2
+    else:
+        squares = state.energy
+    mean = (1.0 - eta * modes.eigenvalues) ** 2 * squares
+    spread = (eta * modes.eigenvalues) ** 2 * modes.variances / modes.multiplicities
+    flat = mean.reshape(-1, mean.shape[-1])
+    values = [_quadrature(row, spread, modes.multiplicities, modes.cut) for row in flat]
+    return np.array(values).reshape(mean.shape[:-1])[()]
+
+
+def corrected_critical_step(problem: Quadratic, gradient: Any = None, *, energy: Any = None) -> RatioExpectation:
+    """Critical steps for E θ' and for E log(E_D'/E_B'), to first order (theory §6); NaN where η* does not exist.
+
+    η* + φ[θν_D − (1 − θ)ν_B]/(2(a_D − a_B)) and η* + φ(ν_D − ν_B)/(4(a_D − a_B)), φ = 1 − 2η*a_D + η*²(b_D + r_D).
+    """
+    modes, state = problem.modes, read_state(problem.spectrum, gradient, energy)
+    if not modes.uniform:
+        if state.gradient is None:
+            raise InvalidArgument("energy", "block energies", "this noise differs within a block; give gradient=")
+        modes, squares = modes.expand(problem.spectrum, problem.noise), state.gradient**2
+    else:
+        squares = state.energy
+    split = modes.split_moments(squares)
+    eta, theta = np.asarray(critical_step_size(split).value), np.asarray(alignment(split))
+    lam, D, B = modes.eigenvalues, split.dominant, split.bulk
+    per_mode = modes.variances / modes.multiplicities
+    injected = (eta[..., None] * lam) ** 2 * per_mode
+    kept = (1.0 - eta[..., None] * lam) ** 2 * squares
+    spread_dominant, spread_bulk = modes.total(2.0 * modes.multiplicities * injected**2 + 4.0 * kept * injected)
+    energy_dominant, energy_bulk = modes.total(kept + modes.multiplicities * injected)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        nu_dominant, nu_bulk = spread_dominant / energy_dominant**2, spread_bulk / energy_bulk**2
+        slope = D.signal.first / D.signal.zeroth - B.signal.first / B.signal.zeroth
+        phi = energy_dominant / D.signal.zeroth
+        ratio = eta + phi * (theta * nu_dominant - (1.0 - theta) * nu_bulk) / (2.0 * slope)
+        log = eta + phi * (nu_dominant - nu_bulk) / (4.0 * slope)
+    return RatioExpectation(eta[()], ratio[()], log[()])
+
+
+def ratio_bound(problem: Quadratic, gradient: Any = None, *, energy: Any = None, step_size: float) -> Any:
+    """Bound 2η√(‖HΣH‖/E‖g'‖²) on |E θ' − θ̄|, θ̄ the ratio of expected energies; any Gaussian noise (theory §6)."""
+    eta = single_step_size(step_size)
+    modes, state = problem.modes, read_state(problem.spectrum, gradient, energy)
+    split = modes.split_moments(state.energy)
+    after = sum(
+        part.signal.zeroth - 2.0 * eta * part.signal.first + eta**2 * (part.signal.second + part.noise.second)
+        for part in (split.dominant, split.bulk)
+    )
+    lam = np.repeat(modes.eigenvalues, modes.multiplicities) if problem.noise.variances.ndim else modes.eigenvalues
+    if problem.noise.matrix is not None:
+        norm = float(np.linalg.norm(np.outer(lam, lam) * problem.noise.matrix, 2))
+    else:
+        norm = float(np.max(lam**2 * problem.noise.variances))
+    with np.errstate(divide="ignore"):
+        return (2.0 * eta * np.sqrt(norm / np.asarray(after)))[()]
+
+
+def gap_of_expectations(problem: Quadratic, gradient: Any, step_size: float) -> Any:
+    """E θ' minus the ratio of expected energies."""
+    after = alignment_after(problem.moments(gradient=gradient), step_size)
+    return expected_alignment_after(problem, gradient=gradient, step_size=step_size) - after
+
+
+def _quadrature(mean: Array, spread: Array, counts: npt.NDArray[np.int64], cut: int) -> float:
+    total = float(np.sum(mean + counts * spread))
+    if not (total > 0 and np.isfinite(total)):
+        return float("nan")
+    v = np.arange(_LEFT, _RIGHT, _SPACING)
+    s = np.exp(v)
+    mean, spread = mean / total, spread / total
+    log_density, share = np.zeros(v.size), np.zeros(v.size)
+    for block, (y, tau, count) in enumerate(zip(mean, spread, counts, strict=True)):
+        w = 1.0 + 2.0 * s * tau
+        log_density -= 0.5 * count * np.log1p(2.0 * s * tau) + s * y / w
+        if block < cut:
+            share += count * tau / w + y / w**2
+    return float(np.sum(share * np.exp(log_density + v)) * _SPACING)

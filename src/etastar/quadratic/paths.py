@@ -1,0 +1,133 @@
+"""Random runs: their record, and the layout of an ensemble that the two samplers share.
+
+An ensemble holds, for every run and block, one *lead* coordinate. By rotation within a block of μ equal
+eigenvalues and isotropic noise the gradient is (lead, 0, …, 0), so that a step needs one normal for the lead
+and one χ² of μ − 1 degrees of freedom for the rest: exact in law, and free of μ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from etastar.errors import InvalidArgument
+from etastar.quadratic.modes import Modes, State
+from etastar.quadratic.noise import Noise
+from etastar.quadratic.spectrum import Spectrum
+
+__all__ = ["Ensemble", "Paths"]
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Paths:
+    """Random runs at recorded times; R replicas of each start.
+
+    Attributes:
+        times: Steps, ``(T,)``.
+        alignment: θ = ‖Pg‖²/‖g‖² of each run, ``(R, *batch, T)``; NaN where the gradient is zero or diverged.
+        dominant_energy: ‖Pg‖², same shape, [loss²/parameter²].
+        bulk_energy: ‖Qg‖², same shape.
+        loss: Loss above the minimum, same shape, [loss].
+        diverged: True for runs that left the range of float64, ``(R, *batch)``.
+        step_size: The step taken from each recorded time, same shape as `alignment`; NaN at the very end,
+            from which none was taken.
+        gradient: g in the eigenbasis, ``(R, *batch, T, d)``, only where asked for.
+    """
+
+    times: npt.NDArray[np.int64]
+    alignment: Array
+    dominant_energy: Array
+    bulk_energy: Array
+    loss: Array
+    diverged: npt.NDArray[np.bool_]
+    step_size: Array
+    gradient: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """How runs are laid out: `rows` = replicas × starts, and the blocks they live on.
+
+    Attributes:
+        modes: Blocks, or single modes where the noise is not isotropic within blocks.
+        start: Lead coordinates at time 0, ``(rows, blocks)``.
+        replicas: R.
+        batch: Leading axes of the start.
+        deviation: κ, the standard deviation of the noise of the lead, ``(blocks,)``.
+    """
+
+    modes: Modes
+    start: Array
+    replicas: int
+    batch: tuple[int, ...]
+    deviation: Array
+
+    @classmethod
+    def of(
+        cls, spectrum: Spectrum, noise: Noise, modes: Modes, state: State, replicas: int, by_mode: bool
+    ) -> Ensemble:
+        """Lay out runs by block where that is exact, else (or when asked for) mode by mode.
+
+        Raises:
+            InvalidArgument: Single modes are needed and only energies were given; replicas < 1.
+        """
+        if isinstance(replicas, bool) or not isinstance(replicas, (int, np.integer)) or replicas < 1:
+            raise InvalidArgument("replicas", replicas, "must be a whole number of at least 1")
+        if by_mode or not modes.uniform:
+            if state.gradient is None:
+                raise InvalidArgument("energy", "block energies", "this noise or record is mode by mode; give gradient=")
+            modes, lead = modes.expand(spectrum, noise), state.gradient
+        else:
+            single = np.all(modes.multiplicities == 1)
+            lead = state.gradient if single and state.gradient is not None else np.sqrt(state.energy)
+        flat = lead.reshape(-1, lead.shape[-1])
+        start = np.broadcast_to(flat, (replicas, *flat.shape)).reshape(-1, flat.shape[-1])
+        deviation = np.sqrt(modes.variances / modes.multiplicities)
+        return cls(modes, start, int(replicas), state.batch, deviation)
+
+    @property
+    def chi_square(self) -> npt.NDArray[np.intp]:
+        """The blocks of more than one mode."""
+        return np.flatnonzero(self.modes.multiplicities > 1)
+
+    @property
+    def weights(self) -> Array:
+        """Weights that turn squared leads into energies and loss, ``(blocks, 4)``: dominant, bulk, and their losses."""
+        dominant = np.arange(self.modes.eigenvalues.size) < self.modes.cut
+        loss = self.modes.loss_weights
+        return np.stack([dominant, ~dominant, dominant * loss, ~dominant * loss], axis=1).astype(np.float64)
+
+    def streams(self, seed: Any, elements: int) -> list[tuple[slice, np.random.Generator]]:
+        """Chunks of rows with a random stream each: about `elements` numbers, and at least two chunks if possible.
+
+        The chunks depend on the problem alone, so that a result is the same on any number of cores.
+        """
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise InvalidArgument("seed", seed, "must be a whole number of at least 0")
+        rows, blocks = self.start.shape
+        height = min(max(1, elements // blocks), (rows + 1) // 2)
+        starts = range(0, rows, height)
+        seeds = np.random.SeedSequence(int(seed)).spawn(len(starts))
+        return [
+            (slice(first, min(first + height, rows)), np.random.Generator(np.random.SFC64(child)))
+            for first, child in zip(starts, seeds, strict=True)
+        ]
+
+    def paths(self, times: npt.NDArray[np.int64], sums: Array, steps: Array, gradient: Array | None) -> Paths:
+        """Assemble the record from sums ``(rows, T, 4)`` and steps ``(rows, T)``."""
+        shape = (self.replicas, *self.batch, times.size)
+        dominant, bulk = sums[..., 0].reshape(shape), sums[..., 1].reshape(shape)
+        total = dominant + bulk
+        finite = np.isfinite(total)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            alignment = np.where(finite & (total > 0), dominant / total, np.nan)
+            loss = (sums[..., 2] + sums[..., 3]).reshape(shape)
+        if gradient is not None:
+            gradient = gradient.reshape(*shape, gradient.shape[-1])
+        diverged = ~np.all(finite, axis=-1)
+        return Paths(times, alignment, dominant, bulk, loss, diverged, steps.reshape(shape), gradient)
