@@ -85,9 +85,7 @@ def step_budget(split: SplitMoments, step_size: Any, batch_size: Any) -> StepBud
         return _budget(eta, batch, energy, slope, bend, q0, q1)
 
     return StepBudget(
-        dominant=budget(
-            D.signal.zeroth, D.slope, D.bend - own, D.noise.zeroth, D.noise.first - gamma_noise
-        ),
+        dominant=budget(D.signal.zeroth, D.slope, D.bend - own, D.noise.zeroth, D.noise.first - gamma_noise),
         bulk=budget(B.signal.zeroth, B.slope, B.bend - own, B.noise.zeroth, B.noise.first - gamma_noise),
         full=budget(
             D.signal.zeroth + B.signal.zeroth,
@@ -99,9 +97,7 @@ def step_budget(split: SplitMoments, step_size: Any, batch_size: Any) -> StepBud
     )
 
 
-def _budget(
-    eta: Array, batch: Array, energy: Array, slope: Array, bend: Array, q0: Array, q1: Array
-) -> SubspaceBudget:
+def _budget(eta: Array, batch: Array, energy: Array, slope: Array, bend: Array, q0: Array, q1: Array) -> SubspaceBudget:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         used = eta * (bend + q1) / (2.0 * slope)  # η/η_S
         descends = slope > 0

@@ -62,7 +62,7 @@ def dot(*terms: tuple[Any, Any]) -> Scaled:
 
 
 def quotient(numerator: Scaled, denominator: Scaled) -> Array:
-    """numerator / denominator as float64: ±inf on overflow, NaN for 0/0."""
+    """Numerator / denominator as float64: ±inf on overflow, NaN for 0/0."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
         return _shift(numerator.mantissa / denominator.mantissa, numerator.exponent - denominator.exponent)
 

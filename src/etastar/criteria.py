@@ -167,7 +167,7 @@ def critical_step_size(split: SplitMoments) -> CriticalStep:
     sign_N = np.where((value == 0) & (sign_N == sign_M), 0, sign_N)
     dead = (split.dominant.signal.zeroth == 0) & (split.bulk.signal.zeroth == 0)
     undefined = np.isnan(N.mantissa) | np.isnan(M.mantissa) | dead
-    regime = np.where(undefined, Regime.UNDEFINED, _REGIMES[sign_N + 1, sign_M + 1])
+    regime = _named(_REGIMES[sign_N + 1, sign_M + 1], undefined, Regime.UNDEFINED)
     exists = ~undefined & (sign_N == sign_M) & (sign_N != 0)
     condition = np.where(undefined, np.nan, np.maximum(N.condition, M.condition))
     return CriticalStep(np.where(exists, value, np.nan)[()], regime[()], condition[()])
@@ -205,12 +205,7 @@ def loss_thresholds(split: SplitMoments) -> LossThresholds:
     dominant, dominant_outcome = _threshold(split.dominant.slope, _projected_bend(split, split.dominant))
     bulk, bulk_outcome = _threshold(split.bulk.slope, _projected_bend(split, split.bulk))
     full, full_outcome = _threshold(split.dominant.slope, _full_bend(split), split.bulk.slope)
-    known = [Outcome.BELOW, Outcome.ALWAYS, Outcome.NEVER]
-    bulk_only = (
-        np.isin(dominant_outcome, known)
-        & np.isin(bulk_outcome, known)
-        & (_edge(dominant, dominant_outcome) < _edge(bulk, bulk_outcome))
-    )
+    bulk_only = _edge(dominant, dominant_outcome) < _edge(bulk, bulk_outcome)
     return LossThresholds(
         dominant[()],
         bulk[()],
@@ -300,14 +295,15 @@ def _threshold(slope: Array, bend: Scaled, more: Array | float = 0.0) -> tuple[A
     undefined = np.isnan(total.mantissa) | np.isnan(bend.mantissa)
     sign_slope, sign_bend = _sign(total.mantissa), _sign(bend.mantissa)
     sign_bend = np.where(np.isinf(value) & (sign_slope == sign_bend), 0, sign_bend)
-    outcome = np.where(undefined, Outcome.UNDEFINED, _OUTCOMES[sign_slope + 1, sign_bend + 1])
+    outcome = _named(_OUTCOMES[sign_slope + 1, sign_bend + 1], undefined, Outcome.UNDEFINED)
     exists = (outcome == Outcome.BELOW) | (outcome == Outcome.ABOVE)
     return np.where(exists, value, np.nan), outcome
 
 
 def _edge(threshold: Array, outcome: npt.NDArray[Any]) -> Array:
-    """Supremum of the steps that lower the loss: 0 for NEVER, inf for ALWAYS."""
-    return np.select([outcome == Outcome.NEVER, outcome == Outcome.ALWAYS], [0.0, np.inf], threshold)
+    """Supremum of the steps that lower the loss: 0 for NEVER, inf for ALWAYS, NaN where they are no interval from 0."""
+    known = [outcome == Outcome.NEVER, outcome == Outcome.ALWAYS, outcome == Outcome.BELOW]
+    return np.select(known, [0.0, np.inf, threshold], np.nan)
 
 
 def _energy_after(part: SubspaceMoments, eta: Array) -> Array:
@@ -351,6 +347,13 @@ def _share(dominant: Array, bulk: Array) -> Any:
         larger = np.abs(dominant) >= np.abs(bulk)
         ratio = np.where(larger, bulk, dominant) / np.where(larger, dominant, bulk)
         return np.where(larger, 1.0 / (1.0 + ratio), ratio / (1.0 + ratio))[()]
+
+
+def _named(table: Any, undefined: npt.NDArray[np.bool_], otherwise: Enum) -> npt.NDArray[Any]:
+    """Entries of an outcome table as an array of objects, with `otherwise` where the criterion is undefined."""
+    named = np.array(table, dtype=object)
+    named[undefined] = otherwise
+    return named
 
 
 def _sign(value: Array) -> npt.NDArray[np.int64]:

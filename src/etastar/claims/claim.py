@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from etastar.claims.instance import Instance, Instances
 from etastar.claims.number import Bounded, Number, Truth, Undecided
 
-__all__ = ["Claim", "Comparison", "at_most", "equal", "less", "same_sign"]
+__all__ = ["Claim", "Comparison", "at_most", "equal", "less", "same_sign", "surely"]
 
-type Form = Literal["printed", "printed-appendix", "corrected"]
-type Kind = Literal["exact", "numeric"]
-type Outcome = Literal["holds", "refuted", "vacuous"]
-type Relation = Literal["<", "<=", "=", "same sign as"]
-type LiftKind = Literal["independent copies", "shared noise", "state kept", "none"]
+Form: TypeAlias = Literal["printed", "printed-appendix", "corrected"]
+Kind: TypeAlias = Literal["exact", "numeric"]
+Outcome: TypeAlias = Literal["holds", "refuted", "vacuous"]
+Relation: TypeAlias = Literal["<", "<=", "=", "same sign as"]
+LiftKind: TypeAlias = Literal["independent copies", "shared noise", "state kept", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,8 @@ class Claim:
         formula: In symbols.
         hypotheses: In words and symbols, what `when` tests.
         expected: The verdict that the audit's proofs lead to expect.
-        when: The hypotheses as a formula.
+        when: The hypotheses as formulas; each is evaluated only where those before it may hold, so that it may
+            divide by what they exclude from being zero.
         then: The conclusions as comparisons, all of which must hold.
         kind: "exact" where fractions decide, "numeric" where an error bound does.
         enters: Which of "step_size", "time", "noise_law" the claim depends on.
@@ -99,7 +100,7 @@ class Claim:
     formula: str
     hypotheses: str
     expected: Outcome
-    when: Callable[[Instances], Truth]
+    when: Sequence[Callable[[Instances], Truth]]
     then: Callable[[Instances], Sequence[Comparison]]
     kind: Kind = "exact"
     enters: tuple[str, ...] = ()
@@ -112,7 +113,19 @@ class Claim:
 
     def applies(self, instance: Instance) -> bool:
         """Whether the hypotheses are met, decided as `kind` says."""
-        return bool(_surely(self.when(self.numbers([instance])))[0])
+        _, sure = self.applying(self.numbers([instance]))
+        return bool(sure.any())
+
+    def applying(self, s: Instances) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Return the rows where no hypothesis surely fails, and whether all of them surely hold there."""
+        rows, sure = np.arange(len(s)), np.ones(len(s), dtype=bool)
+        for hypothesis in self.when:
+            if not len(rows):
+                break
+            truth = hypothesis(s[rows])
+            possible = ~surely(~truth)
+            rows, sure = rows[possible], (sure & surely(truth))[possible]
+        return rows, sure
 
     def holds(self, instance: Instance) -> bool:
         """Whether the conclusions hold; ask only where the claim applies."""
@@ -121,7 +134,7 @@ class Claim:
     def violation(self, instance: Instance) -> Comparison | None:
         """Return the first conclusion that certainly fails, None where all hold or where none surely fails."""
         for comparison in self.then(self.numbers([instance])):
-            if _surely(~comparison.holds())[0]:
+            if surely(~comparison.holds())[0]:
                 return comparison
         return None
 
@@ -143,5 +156,6 @@ def _pair(left: Any, right: Any) -> tuple[Number, Number]:
     return cast(Number, np.asarray(left, dtype=object)), cast(Number, np.asarray(right, dtype=object))
 
 
-def _surely(truth: Truth) -> NDArray[np.bool_]:
+def surely(truth: Truth) -> NDArray[np.bool_]:
+    """Return where the answer is certainly yes."""
     return truth.true if isinstance(truth, Undecided) else np.asarray(truth, dtype=bool)

@@ -7,7 +7,7 @@ for fractions and for float64 with error bounds (see `number`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import isqrt
@@ -126,28 +126,28 @@ class Instances:
     def exact(problems: Sequence[Instance]) -> Instances:
         """Stack problems of one shape for exact arithmetic."""
         first = problems[0]
-        state = exactly([p.state for p in problems])
-        return Instances(
-            eigenvalues=exactly([p.eigenvalues for p in problems]),
-            state=state,
-            square=state**2,
-            noise=exactly([p.noise for p in problems]),
-            step_size=exactly([p.step_size for p in problems]),
-            rank=first.rank,
-            time=first.time,
-            copies=first.copies,
-        )
+        rows = [(p.eigenvalues, p.state, p.noise, p.step_size) for p in problems]
+        spectrum, state, noise, step = (np.array(column, dtype=object) for column in zip(*rows, strict=True))
+        numbers = [cast(Number, values) for values in (spectrum, state, state**2, noise, step)]
+        return Instances(*numbers, rank=first.rank, time=first.time, copies=first.copies)
 
     def bounded(self) -> Instances:
         """Return the same problems in float64 with error bounds."""
-        state = Bounded.of(self.state)
+        return self._converted(Bounded.of)
+
+    def exactly(self) -> Instances:
+        """Return the same problems, drawn in float64, as the rational numbers that they are."""
+        return self._converted(exactly)
+
+    def _converted(self, convert: Callable[[Any], Number]) -> Instances:
+        state = convert(self.state)
         return replace(
             self,
-            eigenvalues=Bounded.of(self.eigenvalues),
+            eigenvalues=convert(self.eigenvalues),
             state=state,
             square=state**2,
-            noise=Bounded.of(self.noise),
-            step_size=Bounded.of(self.step_size),
+            noise=convert(self.noise),
+            step_size=convert(self.step_size),
         )
 
     def __len__(self) -> int:
@@ -260,10 +260,41 @@ class Instances:
         """η* = 2N/M (the paper's equation 2); M must not vanish."""
         return 2 * self.drift / self.kick
 
-    @property
-    def moving(self) -> Truth:
-        """Whether the gradient is not zero."""
+    # --- common hypotheses --------------------------------------------------------------------------------------
+
+    def is_moving(self) -> Truth:
+        """The gradient is not zero."""
         return self.signal(2).total > 0
+
+    def is_moving_in_both(self) -> Truth:
+        """Both blocks hold gradient, 0 < θ < 1."""
+        m0 = self.signal(2)
+        return (m0.dominant > 0) & (m0.bulk > 0)
+
+    def is_noisy(self) -> Truth:
+        """Σ ≠ 0."""
+        return self.noise.max(-1) > 0
+
+    def is_noisy_in_both(self) -> Truth:
+        """n_D, n_B > 0."""
+        trace = self.variance(0)
+        return (trace.dominant > 0) & (trace.bulk > 0)
+
+    def is_noisy_throughout(self) -> Truth:
+        """Σ ≻ 0."""
+        return self.noise.min(-1) > 0
+
+    def is_isotropic(self) -> Truth:
+        """Σ = σ²I."""
+        return self.noise.max(-1) <= self.noise.min(-1)
+
+    def is_low(self) -> Truth:
+        """N, M > 0: a critical step size separates falling from rising."""
+        return (self.drift > 0) & (self.kick > 0)
+
+    def is_stable(self) -> Truth:
+        """ηλ_1 < 2."""
+        return self.step_size * self.lambda_1 < 2
 
     # --- one step and many --------------------------------------------------------------------------------------
 
@@ -297,6 +328,6 @@ class Instances:
         return replace(self, square=self.floor)
 
     def stretched(self, factor: Any) -> Instances:
-        """Return the problems with every dominant eigenvalue multiplied: r grows, the state stays."""
+        """Return the problems with every dominant eigenvalue multiplied by an integer or a column (n, 1) of numbers."""
         inside = np.array([1] * self.rank + [0] * (self.dimension - self.rank), dtype=object)
         return replace(self, eigenvalues=self.eigenvalues * (inside * (factor - 1) + 1))

@@ -10,15 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isqrt
-from typing import Any, Protocol, cast
+from typing import Any, cast, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Bounded", "Number", "Truth", "Undecided", "exactly", "root"]
 
-type Floats = NDArray[np.float64]
-type Bools = NDArray[np.bool_]
+Floats: TypeAlias = NDArray[np.float64]
+Bools: TypeAlias = NDArray[np.bool_]
 
 # One rounding is at most half of this; the other half pays for the rounding of the error term itself.
 EPSILON = 2.0**-52

@@ -18,14 +18,16 @@ from etastar.compensated import dot
 from etastar.criteria import CriticalStep, LossThresholds, as_step_size, critical_step_size, loss_thresholds
 from etastar.errors import InvalidArgument, UnstableStep
 from etastar.moments import CurvatureMoments, SplitMoments, SubspaceMoments
+from etastar.quadratic.arguments import Times, read_times, single_step_size
 from etastar.quadratic.modes import Modes, State
 
-__all__ = ["Curve", "Decay", "expected", "read_times", "stationary"]
+__all__ = ["Curve", "Decay", "expected", "stationary"]
 
 Array = npt.NDArray[np.float64]
-Times = npt.NDArray[np.int64]
 _TILE_BLOCKS, _TILE_TIMES = 2048, 32  # a tile of exponentials stays in the second-level cache
 _VANISHED = -1.0e4  # log ρ where ρ = 0: exp of it times any t ≥ 1 is zero, and times 0 is one
+_UNDERFLOW = -700.0  # exponents below it are as good as this one
+_HEADROOM = 300  # binary exponent that the largest weight of a tile is raised to
 _NEAR = -0.7  # above this exponent 1 − ρ^t needs expm1, below it exp is enough
 
 
@@ -176,28 +178,6 @@ def stationary(modes: Modes, step_size: Any) -> SplitMoments:
     return modes.split_moments(product * modes.variances / room)
 
 
-def single_step_size(step_size: Any) -> float:
-    """One positive, finite step size as float."""
-    eta = as_step_size(step_size)
-    if eta.ndim or eta == 0:
-        raise InvalidArgument("step_size", step_size, "must be one positive number")
-    return float(eta)
-
-
-def read_times(times: Any, name: str = "times") -> Times:
-    """Strictly increasing whole numbers ≥ 0, at least one."""
-    try:
-        array = np.asarray(times)
-        whole = array.astype(np.int64)
-        if array.dtype.kind not in "iuf" or np.any(whole != array):
-            raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidArgument(name, times, "must be whole numbers") from None
-    if whole.ndim != 1 or whole.size == 0 or whole[0] < 0 or np.any(np.diff(whole) <= 0):
-        raise InvalidArgument(name, times, "must be a non-empty, strictly increasing sequence of steps ≥ 0")
-    return whole
-
-
 def _common_growth(decay: Decay, energy: Array) -> float:
     """The exponent γ such that energies divided by e^(γt) neither overflow nor all vanish.
 
@@ -210,47 +190,74 @@ def _common_growth(decay: Decay, energy: Array) -> float:
     return float(np.max(decay.log_ratio[carrying], initial=_VANISHED)) if np.any(carrying) else 0.0
 
 
-def _weighted_energies(
-    decay: Decay, energy: Array, powers: Array, times: Times, part: slice, growth: float
-) -> Array:
+def _weighted_energies(decay: Decay, energy: Array, powers: Array, times: Times, part: slice, growth: float) -> Array:
     """Σ over the blocks of `part` of powers·E_t/e^(growth·t), shape ``(powers, *batch, T)``.
 
     E_t = ρ^t E_0 + f(1 − ρ^t) without cancellation: f + (E_0 − f)·ρ^t where ρ^t is small, and
     E_0 + (E_0 − f)·expm1(t·log ρ) where it is near one. Memory does not grow with the blocks times the times.
     """
-    log_ratio, floor = decay.log_ratio[part], decay.floor[part]
-    batch = energy.shape[:-1]
+    log_ratio, floor, weights = decay.log_ratio[part], decay.floor[part], powers[part]
+    batch, width = energy.shape[:-1], powers.shape[1]
     rows = energy[..., part].reshape(-1, log_ratio.size)
-    width, count = powers.shape[1], rows.shape[0]
+    count = rows.shape[0]
+
     result = np.zeros((times.size, count * width))
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        for start in range(0, log_ratio.size, _TILE_BLOCKS):
-            blocks = slice(start, min(start + _TILE_BLOCKS, log_ratio.size))
-            weight = powers[part][blocks]
+    for start in range(0, log_ratio.size, _TILE_BLOCKS):
+        blocks = slice(start, start + _TILE_BLOCKS)
+        weight = weights[blocks]
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             begin = (rows[:, blocks, None] * weight).transpose(1, 0, 2).reshape(-1, count * width)
             limit = np.tile(floor[blocks, None] * weight, count)
-            for first in range(0, times.size, _TILE_TIMES):
-                window = slice(first, first + _TILE_TIMES)
-                result[window] += _tile(times[window, None] * 1.0, log_ratio[blocks], begin, limit, growth)
-        marginal = decay.marginal[part]
-        if np.any(marginal):
-            added = (decay.injected[part][marginal, None] * powers[part][marginal]).sum(axis=0)
-            result += np.tile(np.outer(times * np.exp(-growth * times), added), count)
+            result += (_chunk if growth == 0 else _scaled_chunk)(
+                times.astype(np.float64), log_ratio[blocks], begin, limit, growth
+            )
+    marginal = decay.marginal[part]
+    if np.any(marginal):
+        accrued = (decay.injected[part][marginal, None] * weights[marginal]).sum(axis=0)
+        result += np.tile(np.outer(times * np.exp(-growth * times), accrued), count)
     return np.moveaxis(result.reshape(times.size, *batch, width), (0, -1), (-1, 0))
 
 
-def _tile(times: Array, log_ratio: Array, begin: Array, limit: Array, growth: float) -> Array:
-    exponent = times * log_ratio
-    if growth != 0:  # every term carries the common factor e^(−growth·t)
-        shifted = np.exp(times * np.minimum(log_ratio - growth, 0.0))  # blocks above it carry no energy
-        if not np.any(limit):
-            return shifted @ begin
-        scale = np.exp(-growth * times)
-        remainder = np.where(np.abs(exponent) < -_NEAR, -np.expm1(np.clip(exponent, -1, 1)) * scale, scale - shifted)
-        return shifted @ begin + remainder @ limit
-    low, high = float(exponent[-1].min()), float(exponent[0].max())
-    if high < _NEAR:
-        return np.exp(exponent, out=exponent) @ (begin - limit) + limit.sum(axis=0)
-    if low >= _NEAR:
-        return np.expm1(exponent, out=exponent) @ (begin - limit) + begin.sum(axis=0)
-    return np.exp(exponent) @ begin - np.expm1(exponent) @ limit
+def _chunk(times: Array, log_ratio: Array, begin: Array, limit: Array, _growth: float) -> Array:
+    """One chunk of blocks at all times: Σ begin·ρ^t + limit·(1 − ρ^t), shape ``(T, columns)``."""
+    # Raised so that products with vanishing exponentials stay normal numbers: subnormal ones are slow.
+    _, exponent = np.frexp(max(np.max(np.abs(begin)), np.max(np.abs(limit))))
+    raised = _HEADROOM - int(exponent)
+    begin, limit = np.ldexp(begin, raised), np.ldexp(limit, raised)
+    excess, at_start, at_end = begin - limit, begin.sum(axis=0), limit.sum(axis=0)
+    fastest, slowest = float(log_ratio.min()), float(log_ratio.max())
+    scratch = np.empty((_TILE_TIMES, log_ratio.size))  # once: fresh memory costs as much as the exponentials
+    result = np.empty((times.size, begin.shape[1]))
+    for first in range(0, times.size, _TILE_TIMES):
+        window = slice(first, first + _TILE_TIMES)
+        when = times[window]
+        low, high = when[-1] * fastest, when[0] * slowest
+        if high < _UNDERFLOW:
+            result[window] = at_end
+            continue
+        x = np.einsum("i,j->ij", when, log_ratio, out=scratch[: when.size])
+        if low < _UNDERFLOW:  # the exponential of a number that underflows is several times slower
+            np.maximum(x, _UNDERFLOW, out=x)
+        if high < _NEAR:
+            result[window] = np.exp(x, out=x) @ excess + at_end
+        elif low >= _NEAR:
+            result[window] = np.expm1(x, out=x) @ excess + at_start
+        else:
+            result[window] = np.exp(x) @ begin - np.expm1(x, out=x) @ limit
+    return np.ldexp(result, -raised)
+
+
+def _scaled_chunk(times: Array, log_ratio: Array, begin: Array, limit: Array, growth: float) -> Array:
+    """The same with the common factor e^(−growth·t) drawn into every term (unstable or noise-free runs)."""
+    result = np.empty((times.size, begin.shape[1]))
+    for first in range(0, times.size, _TILE_TIMES):
+        window = slice(first, first + _TILE_TIMES)
+        when = times[window, None]
+        shifted = np.exp(when * np.minimum(log_ratio - growth, 0.0))  # blocks above it carry no energy
+        result[window] = shifted @ begin
+        if np.any(limit):
+            scale, exponent = np.exp(-growth * when), when * log_ratio
+            near = np.abs(exponent) < -_NEAR
+            gone = np.where(near, -np.expm1(np.clip(exponent, -1.0, 1.0)) * scale, scale - shifted)
+            result[window] += gone @ limit
+    return result

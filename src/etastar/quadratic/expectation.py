@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from etastar.criteria import alignment, alignment_after, critical_step_size
 from etastar.errors import InvalidArgument
-from etastar.quadratic.exact import single_step_size
+from etastar.quadratic.arguments import single_step_size
 from etastar.quadratic.modes import read_state
 from etastar.quadratic.problem import Quadratic
 
@@ -41,9 +41,7 @@ class RatioExpectation:
     mean_of_log: Any
 
 
-def expected_alignment_after(
-    problem: Quadratic, gradient: Any = None, *, energy: Any = None, step_size: float
-) -> Any:
+def expected_alignment_after(problem: Quadratic, gradient: Any = None, *, energy: Any = None, step_size: float) -> Any:
     """E θ' after one step with independent Gaussian noise, by quadrature to near round-off; ``(*batch)``.
 
     E θ' = ∫₀^∞ [Σ_D μτ²/w + y²/w²]·Π w^{−μ/2} e^{−s y²/w} ds, w = 1 + 2sτ², τ² = η²λ²κ², y = (1 − ηλ)g.

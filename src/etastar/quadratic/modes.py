@@ -152,4 +152,3 @@ def _finite(name: str, value: Any, size: int) -> Array:
     if not np.all(np.isfinite(array)):
         raise InvalidArgument(name, "NaN or inf", "must be finite")
     return array
-

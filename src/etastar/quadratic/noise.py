@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from etastar.errors import InvalidArgument
-from etastar.quadratic.spectrum import design_eigenbasis, design_matrix, real_vector, symmetric_matrix
+from etastar.quadratic.arguments import design_matrix, real_vector, symmetric_matrix
+from etastar.quadratic.spectrum import design_eigenbasis
 
 __all__ = ["Noise"]
 
@@ -34,7 +35,7 @@ class Noise:
 
     @classmethod
     def isotropic(cls, variance: float) -> Noise:
-        """Σ = variance·I; variance ≥ 0. (The paper's σ = 0.5 is a variance of 0.25.)"""
+        """Σ = variance·I; variance ≥ 0. The paper's σ = 0.5 is a variance of 0.25."""
         return cls(_variances("variance", [variance])[0])
 
     @classmethod
@@ -53,7 +54,7 @@ class Noise:
         values, vectors = np.linalg.eigh(sigma)
         largest = float(np.max(np.abs(values)))
         if values[0] < -_NEGATIVE_TOLERANCE * largest:
-            raise InvalidArgument("matrix", f"eigenvalue {values[0]:.3g}", "a covariance must be positive semi-definite")
+            raise InvalidArgument("matrix", f"eigenvalue {values[0]:.3g}", "must be positive semi-definite")
         if values[0] < 0:
             sigma = (vectors * np.maximum(values, 0.0)) @ vectors.T
         return cls(np.diag(sigma).copy(), sigma)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etastar.errors import InvalidArgument
+from etastar.quadratic.arguments import whole_number
 from etastar.quadratic.modes import Modes, State
 from etastar.quadratic.noise import Noise
 from etastar.quadratic.spectrum import Spectrum
@@ -68,19 +69,16 @@ class Ensemble:
     deviation: Array
 
     @classmethod
-    def of(
-        cls, spectrum: Spectrum, noise: Noise, modes: Modes, state: State, replicas: int, by_mode: bool
-    ) -> Ensemble:
+    def of(cls, spectrum: Spectrum, noise: Noise, modes: Modes, state: State, replicas: int, by_mode: bool) -> Ensemble:
         """Lay out runs by block where that is exact, else (or when asked for) mode by mode.
 
         Raises:
             InvalidArgument: Single modes are needed and only energies were given; replicas < 1.
         """
-        if isinstance(replicas, bool) or not isinstance(replicas, (int, np.integer)) or replicas < 1:
-            raise InvalidArgument("replicas", replicas, "must be a whole number of at least 1")
+        replicas = whole_number("replicas", replicas, least=1)
         if by_mode or not modes.uniform:
             if state.gradient is None:
-                raise InvalidArgument("energy", "block energies", "this noise or record is mode by mode; give gradient=")
+                raise InvalidArgument("energy", "block energies", "a record mode by mode needs gradient=")
             modes, lead = modes.expand(spectrum, noise), state.gradient
         else:
             single = np.all(modes.multiplicities == 1)
@@ -88,7 +86,7 @@ class Ensemble:
         flat = lead.reshape(-1, lead.shape[-1])
         start = np.broadcast_to(flat, (replicas, *flat.shape)).reshape(-1, flat.shape[-1])
         deviation = np.sqrt(modes.variances / modes.multiplicities)
-        return cls(modes, start, int(replicas), state.batch, deviation)
+        return cls(modes, start, replicas, state.batch, deviation)
 
     @property
     def chi_square(self) -> npt.NDArray[np.intp]:
@@ -107,12 +105,10 @@ class Ensemble:
 
         The chunks depend on the problem alone, so that a result is the same on any number of cores.
         """
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise InvalidArgument("seed", seed, "must be a whole number of at least 0")
         rows, blocks = self.start.shape
         height = min(max(1, elements // blocks), (rows + 1) // 2)
         starts = range(0, rows, height)
-        seeds = np.random.SeedSequence(int(seed)).spawn(len(starts))
+        seeds = np.random.SeedSequence(whole_number("seed", seed, least=0)).spawn(len(starts))
         return [
             (slice(first, min(first + height, rows)), np.random.Generator(np.random.SFC64(child)))
             for first, child in zip(starts, seeds, strict=True)

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from etastar.errors import InvalidArgument
-from etastar.quadratic.exact import Decay, expected, single_step_size
+from etastar.quadratic.arguments import single_step_size
+from etastar.quadratic.exact import Decay, expected
 from etastar.quadratic.modes import Modes, State
 
 __all__ = ["Phases", "find_phases"]
@@ -254,9 +255,7 @@ def _paper_t_star(modes: Modes, state: State, eta: float, noise_max: float) -> t
     return True, int(np.floor(np.log(excess / (delta - floors)) / (-2.0 * np.log1p(-eta * top))))
 
 
-def _two_level_bounds(
-    modes: Modes, state: State, decay: Decay, turns: list[Turn]
-) -> tuple[float, float] | None:
+def _two_level_bounds(modes: Modes, state: State, decay: Decay, turns: list[Turn]) -> tuple[float, float] | None:
     """log[(R_D−1)(K−1)]/log(1/ρ_D) ≤ t ≤ ⌈log[(R_D−1)(K/(R_B−1)+K−1)]/log(ρ_B/ρ_D)⌉, R = E_0/floor (theory §4)."""
     if modes.eigenvalues.size != 2 or len(turns) != 1 or np.any(decay.floor <= 0):
         return None

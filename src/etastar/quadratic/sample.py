@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from etastar.compensated import dot
-from etastar.quadratic.exact import Decay, read_times, single_step_size
+from etastar.quadratic.arguments import read_times, single_step_size
+from etastar.quadratic.exact import Decay
 from etastar.quadratic.modes import Modes, State
 from etastar.quadratic.noise import Noise
 from etastar.quadratic.paths import Ensemble, Paths
@@ -110,7 +111,7 @@ def _run(
 ) -> None:
     lead = ensemble.start[part].copy()
     weights, several = ensemble.weights, ensemble.chi_square
-    shape = 0.5 * (ensemble.modes.multiplicities[several] - 1)
+    shape = (ensemble.modes.multiplicities[several] - 1) / 2
     scratch = np.empty((_AHEAD, *lead.shape))
     moved = np.empty_like(lead)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etastar.errors import InvalidArgument
+from etastar.quadratic.arguments import design_matrix, real_vector, symmetric_matrix, whole_number
 
 __all__ = ["Spectrum"]
 
@@ -51,7 +52,7 @@ class Spectrum:
         counts = np.ones(eigenvalues.size, dtype=np.int64)
         if self.multiplicities is not None:  # pyright: ignore[reportUnnecessaryComparison]
             counts = _counts(self.multiplicities, eigenvalues.size)
-        rank = _integer("rank", self.rank)
+        rank = whole_number("rank", self.rank)
         _check_cut(eigenvalues, counts, rank)
         object.__setattr__(self, "eigenvalues", eigenvalues)
         object.__setattr__(self, "multiplicities", counts)
@@ -78,7 +79,7 @@ class Spectrum:
     @classmethod
     def two_level(cls, dimension: int, rank: int, dominant: float, bulk: float) -> Spectrum:
         """Two distinct eigenvalues: `dominant` `rank` times, `bulk` for the rest."""
-        size, k = _integer("dimension", dimension), _integer("rank", rank)
+        size, k = whole_number("dimension", dimension), whole_number("rank", rank)
         if not 0 < k < size:
             raise InvalidArgument("rank", rank, f"must be at least 1 and less than the dimension {size}")
         return cls(np.array([dominant, bulk]), k, np.array([k, size - k]))
@@ -86,7 +87,7 @@ class Spectrum:
     @classmethod
     def power_law(cls, dimension: int, rank: int, exponent: float = 1.0, largest: float = 1.0) -> Spectrum:
         """λ_i = largest · i^(−exponent), i = 1 … dimension."""
-        size = _integer("dimension", dimension)
+        size = whole_number("dimension", dimension)
         if size < 2:
             raise InvalidArgument("dimension", dimension, "must be at least 2")
         return cls(largest * np.arange(1.0, size + 1) ** -float(exponent), rank)
@@ -101,7 +102,7 @@ class Spectrum:
             >>> round(Spectrum.paper(ratio=5).ratio, 9)
             5.1
         """
-        size, k = _integer("dimension", dimension), _integer("rank", rank)
+        size, k = whole_number("dimension", dimension), whole_number("rank", rank)
         if not 0 < k < size:
             raise InvalidArgument("rank", rank, f"must be at least 1 and less than the dimension {size}")
         if not (np.isfinite(ratio) and ratio + 0.1 > 1.0):
@@ -141,19 +142,6 @@ class Spectrum:
         return vectors
 
 
-def design_matrix(X: Any) -> Array:
-    """A data matrix ``(n, d)`` as float64; InvalidArgument unless it is finite, with n ≥ 1 and d ≥ 2."""
-    try:
-        matrix = np.asarray(X, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InvalidArgument("X", X, "must be a numeric matrix (samples, features)") from None
-    if matrix.ndim != 2 or matrix.shape[0] < 1 or matrix.shape[1] < 2:
-        raise InvalidArgument("X", matrix.shape, "must have shape (samples, features) with at least 2 features")
-    if not np.all(np.isfinite(matrix)):
-        raise InvalidArgument("X", "NaN or inf", "must be finite; drop or impute incomplete samples")
-    return matrix
-
-
 def design_eigenbasis(X: Array) -> tuple[Array, Array]:
     """Eigenvalues (non-increasing, ≥ 0) and eigenvectors (columns) of XᵀX/n, by SVD: nothing is squared first."""
     triangle = np.linalg.qr(X, mode="r")
@@ -161,42 +149,6 @@ def design_eigenbasis(X: Array) -> tuple[Array, Array]:
     eigenvalues = np.zeros(X.shape[1])
     eigenvalues[: singular.size] = singular**2 / X.shape[0]
     return eigenvalues, rows.T
-
-
-def symmetric_matrix(name: str, value: Any) -> Array:
-    """A finite square matrix, symmetrised; InvalidArgument where it is asymmetric beyond round-off."""
-    try:
-        matrix = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InvalidArgument(name, value, "must be a numeric square matrix") from None
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
-        raise InvalidArgument(name, matrix.shape, "must be a square matrix")
-    if not np.all(np.isfinite(matrix)):
-        raise InvalidArgument(name, "NaN or inf", "must be finite")
-    asymmetry = float(np.max(np.abs(matrix - matrix.T)))
-    if asymmetry > 1e-10 * float(np.max(np.abs(matrix))):
-        raise InvalidArgument(name, f"asymmetry {asymmetry:.3g}", "must be symmetric; symmetrise it if that is meant")
-    return 0.5 * matrix + 0.5 * matrix.T
-
-
-def real_vector(name: str, value: Any) -> Array:
-    """A non-empty, finite vector as float64."""
-    try:
-        vector = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InvalidArgument(name, value, "must be numbers") from None
-    if vector.ndim != 1 or vector.size == 0:
-        raise InvalidArgument(name, vector.shape, "must be a non-empty one-dimensional sequence")
-    if not np.all(np.isfinite(vector)):
-        where = int(np.argmax(~np.isfinite(vector)))
-        raise InvalidArgument(f"{name}[{where}]", float(vector[where]), "must be finite")
-    return vector.copy()
-
-
-def _integer(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise InvalidArgument(name, value, "must be an integer")
-    return int(value)
 
 
 def _counts(value: Any, blocks: int) -> npt.NDArray[np.int64]:

@@ -23,7 +23,7 @@ from etastar.criteria import (
 )
 from etastar.errors import InvalidArgument
 from etastar.moments import CurvatureMoments, SplitMoments, SubspaceMoments
-from etastar.quadratic.exact import read_times
+from etastar.quadratic.arguments import read_times, whole_number
 from etastar.quadratic.modes import Modes, State
 from etastar.quadratic.noise import Noise
 from etastar.quadratic.paths import Ensemble, Paths
@@ -82,8 +82,7 @@ def simulate(
     keep_gradient: bool,
 ) -> Paths:
     """Step-by-step runs; see `Quadratic.simulate`."""
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
-        raise InvalidArgument("steps", steps, "must be a whole number of at least 0")
+    steps = whole_number("steps", steps, least=0)
     when = np.arange(steps + 1) if record is None else read_times(record, "record")
     if when[-1] > steps:
         raise InvalidArgument("record", int(when[-1]), f"must not exceed the number of steps, {steps}")
@@ -159,7 +158,7 @@ class _Stepper:
 
     def _advance(self, eta: Array) -> None:
         several, modes = self.ensemble.chi_square, self.ensemble.modes
-        shape = 0.5 * (modes.multiplicities[several] - 1)
+        shape = (modes.multiplicities[several] - 1) / 2
         for part, rng in self.chunks:
             lead = self.lead[part]
             move = rng.standard_normal(lead.shape)

@@ -1,0 +1,90 @@
+"""Arguments of the laboratory, checked: each bad one is an InvalidArgument with its name, value and remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from etastar.criteria import as_step_size
+from etastar.errors import InvalidArgument
+
+__all__ = ["design_matrix", "read_times", "real_vector", "single_step_size", "symmetric_matrix", "whole_number"]
+
+Array = npt.NDArray[np.float64]
+Times = npt.NDArray[np.int64]
+
+
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """A Python or NumPy integer, not below `least`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise InvalidArgument(name, value, "must be a whole number")
+    if least is not None and value < least:
+        raise InvalidArgument(name, value, f"must be at least {least}")
+    return int(value)
+
+
+def single_step_size(step_size: Any) -> float:
+    """One positive, finite step size as float."""
+    eta = as_step_size(step_size)
+    if eta.ndim or eta == 0:
+        raise InvalidArgument("step_size", step_size, "must be one positive number")
+    return float(eta)
+
+
+def read_times(times: Any, name: str = "times") -> Times:
+    """Strictly increasing whole numbers ≥ 0, at least one."""
+    try:
+        array = np.asarray(times)
+        whole = array.astype(np.int64)
+        if array.dtype.kind not in "iuf" or np.any(whole != array):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidArgument(name, times, "must be whole numbers") from None
+    if whole.ndim != 1 or whole.size == 0 or whole[0] < 0 or np.any(np.diff(whole) <= 0):
+        raise InvalidArgument(name, times, "must be a non-empty, strictly increasing sequence of steps ≥ 0")
+    return whole
+
+
+def real_vector(name: str, value: Any) -> Array:
+    """A non-empty, finite vector as float64."""
+    try:
+        vector = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidArgument(name, value, "must be numbers") from None
+    if vector.ndim != 1 or vector.size == 0:
+        raise InvalidArgument(name, vector.shape, "must be a non-empty one-dimensional sequence")
+    if not np.all(np.isfinite(vector)):
+        where = int(np.argmax(~np.isfinite(vector)))
+        raise InvalidArgument(f"{name}[{where}]", float(vector[where]), "must be finite")
+    return vector.copy()
+
+
+def symmetric_matrix(name: str, value: Any) -> Array:
+    """A finite square matrix, symmetrised; InvalidArgument where it is asymmetric beyond round-off."""
+    try:
+        matrix = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidArgument(name, value, "must be a numeric square matrix") from None
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
+        raise InvalidArgument(name, matrix.shape, "must be a square matrix")
+    if not np.all(np.isfinite(matrix)):
+        raise InvalidArgument(name, "NaN or inf", "must be finite")
+    asymmetry = float(np.max(np.abs(matrix - matrix.T)))
+    if asymmetry > 1e-10 * float(np.max(np.abs(matrix))):
+        raise InvalidArgument(name, f"asymmetry {asymmetry:.3g}", "must be symmetric; symmetrise it if that is meant")
+    return 0.5 * matrix + 0.5 * matrix.T
+
+
+def design_matrix(X: Any) -> Array:
+    """A data matrix ``(n, d)`` as float64; InvalidArgument unless it is finite, with n ≥ 1 and d ≥ 2."""
+    try:
+        matrix = np.asarray(X, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidArgument("X", X, "must be a numeric matrix (samples, features)") from None
+    if matrix.ndim != 2 or matrix.shape[0] < 1 or matrix.shape[1] < 2:
+        raise InvalidArgument("X", matrix.shape, "must have shape (samples, features) with at least 2 features")
+    if not np.all(np.isfinite(matrix)):
+        raise InvalidArgument("X", "NaN or inf", "must be finite; drop or impute incomplete samples")
+    return matrix
