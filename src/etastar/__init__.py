@@ -25,7 +25,9 @@ from etastar.criteria import (
     regime_border,
 )
 from etastar.errors import EtastarError, InvalidArgument, InvalidFile, MissingExtra, UnstableStep
+from etastar.history import History, Measurement
 from etastar.moments import Coupling, CurvatureMoments, Descent, SplitMoments, SubspaceMoments
+from etastar.uncertainty import Estimate, jackknife
 
 __version__ = "0.1.0"
 
@@ -34,11 +36,14 @@ __all__ = [
     "CriticalStep",
     "CurvatureMoments",
     "Descent",
+    "Estimate",
     "EtastarError",
+    "History",
     "InvalidArgument",
     "InvalidFile",
     "LossChange",
     "LossThresholds",
+    "Measurement",
     "MissingExtra",
     "Outcome",
     "Regime",
@@ -52,6 +57,7 @@ __all__ = [
     "alignment_change",
     "chi",
     "critical_step_size",
+    "jackknife",
     "loss_border",
     "loss_change",
     "loss_thresholds",

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from etastar.criteria import as_step_size
 from etastar.errors import InvalidArgument
-from etastar.moments import SplitMoments
+from etastar.moments import SplitMoments, real_array
 
 __all__ = ["StepBudget", "SubspaceBudget", "step_budget"]
 
@@ -71,7 +71,7 @@ def step_budget(split: SplitMoments, step_size: Any, batch_size: Any) -> StepBud
         >>> float(budget.dominant.noise_scale), float(budget.dominant.efficiency)
         (2.0, 0.9375)
     """
-    eta, batch = as_step_size(step_size), np.asarray(batch_size, dtype=np.float64)
+    eta, batch = as_step_size(step_size), real_array("batch_size", batch_size, "must be a positive number of samples")
     if not np.all(np.isfinite(batch) & (batch > 0)):
         raise InvalidArgument("batch_size", batch_size, "must be a positive number of samples")
     D, B = split.dominant, split.bulk
@@ -84,29 +84,30 @@ def step_budget(split: SplitMoments, step_size: Any, batch_size: Any) -> StepBud
     def budget(energy: Array, slope: Array, bend: Array, q0: Array, q1: Array) -> SubspaceBudget:
         return _budget(eta, batch, energy, slope, bend, q0, q1)
 
-    return StepBudget(
-        dominant=budget(D.signal.zeroth, D.slope, D.bend - own, D.noise.zeroth, D.noise.first - gamma_noise),
-        bulk=budget(B.signal.zeroth, B.slope, B.bend - own, B.noise.zeroth, B.noise.first - gamma_noise),
-        full=budget(
-            D.signal.zeroth + B.signal.zeroth,
-            D.slope + B.slope,
-            D.bend + B.bend + both,
-            D.noise.zeroth + B.noise.zeroth,
-            D.noise.first + B.noise.first,
-        ),
-    )
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return StepBudget(
+            dominant=budget(D.signal.zeroth, D.slope, D.bend - own, D.noise.zeroth, D.noise.first - gamma_noise),
+            bulk=budget(B.signal.zeroth, B.slope, B.bend - own, B.noise.zeroth, B.noise.first - gamma_noise),
+            full=budget(
+                D.signal.zeroth + B.signal.zeroth,
+                D.slope + B.slope,
+                D.bend + B.bend + both,
+                D.noise.zeroth + B.noise.zeroth,
+                D.noise.first + B.noise.first,
+            ),
+        )
 
 
 def _budget(eta: Array, batch: Array, energy: Array, slope: Array, bend: Array, q0: Array, q1: Array) -> SubspaceBudget:
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        used = eta * (bend + q1) / (2.0 * slope)  # η/η_S
-        descends = slope > 0
-        target = 2.0 * slope / eta - bend
-        return SubspaceBudget(
-            efficiency=np.where(descends, 4.0 * used * (1.0 - used), np.nan)[()],
-            noise_share=(q1 / (bend + q1))[()],
-            noise_scale=np.where(energy != 0, batch * q0 / energy, np.nan)[()],
-            curvature_noise_scale=np.where(bend != 0, batch * q1 / bend, np.nan)[()],
-            batch_at_threshold=np.where(descends & (target > 0), batch * q1 / target, np.nan)[()],
-            curvature_limited=(~(target > 0))[()],
-        )
+    total = bend + q1
+    used = eta * (total / (2.0 * slope))  # η/η_S
+    descends = slope > 0
+    target = 2.0 * slope / eta - bend
+    return SubspaceBudget(
+        efficiency=np.where(descends, 4.0 * used * (1.0 - used), np.nan)[()],
+        noise_share=np.where(total != 0, q1 / total, np.nan)[()],
+        noise_scale=np.where(energy != 0, batch * (q0 / energy), np.nan)[()],
+        curvature_noise_scale=np.where(bend != 0, batch * (q1 / bend), np.nan)[()],
+        batch_at_threshold=np.where(descends & (target > 0), batch * (q1 / target), np.nan)[()],
+        curvature_limited=(target <= 0)[()],
+    )

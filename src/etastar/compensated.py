@@ -7,13 +7,14 @@ from ``frexp`` makes such a difference accurate to round-off until its condition
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Scaled", "dot", "quotient"]
+__all__ = ["Scaled", "aligned", "dot", "share"]
 
 Array = npt.NDArray[np.float64]
 _SPLITTER = 134217729.0  # 2**27 + 1, Veltkamp
@@ -38,33 +39,59 @@ class Scaled:
         """As float64: overflows to ±inf, underflows to zero."""
         return _shift(self.mantissa, self.exponent)
 
+    def __mul__(self, other: Scaled) -> Scaled:
+        mantissa = self.mantissa * other.mantissa
+        return Scaled(mantissa, self.exponent + other.exponent, np.abs(mantissa))
 
-def dot(*terms: tuple[Any, Any]) -> Scaled:
-    """Σ aᵢ·bᵢ over the given pairs, element by element; arguments broadcast. NaN where an input is not finite."""
-    shape = np.broadcast_shapes(*(np.shape(factor) for term in terms for factor in term))
+    def __truediv__(self, other: Scaled) -> Scaled:
+        """NaN where `other` is zero."""
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            mantissa = np.where(other.mantissa == 0, np.nan, self.mantissa / other.mantissa)
+        return Scaled(mantissa, self.exponent - other.exponent, np.abs(mantissa))
+
+
+def dot(*terms: tuple[Any, Any], shifts: Sequence[Any] | None = None) -> Scaled:
+    """Σ aᵢ·bᵢ over the given pairs, element by element; arguments broadcast. NaN where an input is not finite.
+
+    Args:
+        terms: The pairs.
+        shifts: Binary exponents eᵢ: sums aᵢ·bᵢ·2^eᵢ, so that a third factor cannot leave float64's range.
+    """
+    shifts = (0,) * len(terms) if shifts is None else shifts
+    shape = np.broadcast_shapes(*(np.shape(factor) for term in terms for factor in term), *map(np.shape, shifts))
     highs: list[Array] = []
     lows: list[Array] = []
     exponents: list[npt.NDArray[np.int64]] = []
-    for a, b in terms:
+    for (a, b), shift in zip(terms, shifts, strict=True):
         high, low, exponent = _product(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
         highs.append(high)
         lows.append(low)
-        exponents.append(exponent)
+        exponents.append(np.where(high == 0, _NO_EXPONENT, exponent + shift))
     top = np.broadcast_to(np.maximum.reduce([np.broadcast_to(e, shape) for e in exponents]), shape)
     top = np.where(top == _NO_EXPONENT, 0, top)
     total, error, magnitude = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     for high, low, exponent in zip(highs, lows, exponents, strict=True):
-        aligned = _shift(high, exponent - top)
-        total, rounding = _two_sum(total, aligned)
+        term = _shift(high, exponent - top)
+        total, rounding = _two_sum(total, term)
         error = error + (rounding + _shift(low, exponent - top))
-        magnitude = magnitude + np.abs(aligned)
+        magnitude = magnitude + np.abs(term)
     return Scaled(total + error, top, magnitude)
 
 
-def quotient(numerator: Scaled, denominator: Scaled) -> Array:
-    """Numerator / denominator as float64: ±inf on overflow, NaN for 0/0."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
-        return _shift(numerator.mantissa / denominator.mantissa, numerator.exponent - denominator.exponent)
+def aligned(*numbers: Scaled) -> list[Array]:
+    """Their mantissas at one exponent, that of the largest: proportions stay, and nothing overflows."""
+    top = np.maximum.reduce(
+        np.broadcast_arrays(*(np.where(n.mantissa == 0, _NO_EXPONENT, n.exponent) for n in numbers))
+    )
+    return [_shift(n.mantissa, n.exponent - top) for n in numbers]
+
+
+def share(part: Scaled, rest: Scaled) -> Array:
+    """Part / (part + rest) as float64; NaN where the whole is zero."""
+    top, bottom = aligned(part, rest)
+    whole = top + bottom
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where(whole == 0, np.nan, top / whole)
 
 
 def _product(a: Array, b: Array) -> tuple[Array, Array, npt.NDArray[np.int64]]:
@@ -76,8 +103,7 @@ def _product(a: Array, b: Array) -> tuple[Array, Array, npt.NDArray[np.int64]]:
     b_high = _SPLITTER * b - (_SPLITTER * b - b)
     a_low, b_low = a - a_high, b - b_high
     low = a_low * b_low - (((high - a_high * b_high) - a_low * b_high) - a_high * b_low)
-    exponent = np.where(high == 0, _NO_EXPONENT, exponent_a.astype(np.int64) + exponent_b)
-    return high, low, exponent
+    return high, low, exponent_a.astype(np.int64) + exponent_b
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:

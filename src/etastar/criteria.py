@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from etastar.compensated import Scaled, dot, quotient
+from etastar.compensated import Scaled, aligned, dot, share
 from etastar.errors import InvalidArgument
-from etastar.moments import SplitMoments, SubspaceMoments
+from etastar.moments import SplitMoments, SubspaceMoments, real_array
 
 __all__ = [
     "CriticalStep",
@@ -136,7 +136,7 @@ def alignment(split: SplitMoments) -> Any:
         >>> float(alignment(SplitMoments(part(1.0, 4.0), part(3.0, 1.0))))
         0.25
     """
-    return _share(split.dominant.signal.zeroth, split.bulk.signal.zeroth)
+    return share(_one(split.dominant.signal.zeroth), _one(split.bulk.signal.zeroth))[()]
 
 
 def chi(split: SplitMoments) -> Any:
@@ -156,11 +156,11 @@ def critical_step_size(split: SplitMoments) -> CriticalStep:
         >>> q = Quadratic(Spectrum([4.0, 1.0], rank=1), Noise.isotropic(0.1))
         >>> step = critical_step_size(q.moments(gradient=[1.0, 3.0]))
         >>> step.regime.name, round(float(step.value), 6)
-        ('LOW', 0.359551)
+        ('LOW', 0.361688)
     """
     N, M = _neutrality(split)
     with np.errstate(over="ignore", invalid="ignore"):
-        value = 2.0 * quotient(N, M)
+        value = 2.0 * (N / M).to_float()
     sign_N, sign_M = _sign(N.mantissa), _sign(M.mantissa)
     # A ratio outside the range of float64 leaves every representable step on one side of it.
     sign_M = np.where(np.isinf(value) & (sign_N == sign_M), 0, sign_M)
@@ -176,28 +176,18 @@ def critical_step_size(split: SplitMoments) -> CriticalStep:
 def alignment_after(split: SplitMoments, step_size: Any) -> Any:
     """Ratio of expected energies after one step, E‖Pg'‖²/E‖g'‖², ``(*batch)``; NaN where nothing is left."""
     eta = as_step_size(step_size)
-    return _share(_energy_after(split.dominant, eta), _energy_after(split.bulk, eta))
+    return share(_energy_after(split.dominant, eta), _energy_after(split.bulk, eta))[()]
 
 
 def alignment_change(split: SplitMoments, step_size: Any) -> Any:
     """Change of the alignment by one step, θ' − θ = η(ηM − 2N)/(‖g‖²·E‖g'‖²), free of cancellation between the two."""
-    eta = as_step_size(step_size)
-    D, B = split.dominant, split.bulk
-    d0, b0 = D.signal.zeroth, B.signal.zeroth
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        drift = dot(
-            (eta * b0, D.signal.second),
-            (eta * b0, D.noise.second),
-            (-eta * d0, B.signal.second),
-            (-eta * d0, B.noise.second),
-            (-2.0 * b0, D.signal.first),
-            (2.0 * d0, B.signal.first),
-        )
-        before = dot((d0, 1.0), (b0, 1.0))
-        after = dot((_energy_after(D, eta), 1.0), (_energy_after(B, eta), 1.0))
-        # One quotient at a time: the product of the two energies may leave float64's range.
-        per_energy = quotient(drift, before)
-        return (eta * quotient(dot((per_energy, 1.0)), after))[()]
+    eta, (N, M) = as_step_size(step_size), _neutrality(split)
+    fraction, power = np.frexp(eta)
+    drift = dot((fraction, M.mantissa), (-2.0, N.mantissa), shifts=(power + M.exponent, N.exponent))
+    before = dot((split.dominant.signal.zeroth, 1.0), (split.bulk.signal.zeroth, 1.0))
+    D, B = _energy_after(split.dominant, eta), _energy_after(split.bulk, eta)
+    after = dot((D.mantissa, 1.0), (B.mantissa, 1.0), shifts=(D.exponent, B.exponent))
+    return (_one(eta) * drift / (before * after)).to_float()[()]
 
 
 def loss_thresholds(split: SplitMoments) -> LossThresholds:
@@ -205,7 +195,9 @@ def loss_thresholds(split: SplitMoments) -> LossThresholds:
     dominant, dominant_outcome = _threshold(split.dominant.slope, _projected_bend(split, split.dominant))
     bulk, bulk_outcome = _threshold(split.bulk.slope, _projected_bend(split, split.bulk))
     full, full_outcome = _threshold(split.dominant.slope, _full_bend(split), split.bulk.slope)
-    bulk_only = _edge(dominant, dominant_outcome) < _edge(bulk, bulk_outcome)
+    raised_from, raised_to = _steps(dominant, dominant_outcome, Outcome.NEVER, Outcome.ABOVE, Outcome.BELOW)
+    lowered_from, lowered_to = _steps(bulk, bulk_outcome, Outcome.ALWAYS, Outcome.BELOW, Outcome.ABOVE)
+    bulk_only = np.maximum(raised_from, lowered_from) < np.minimum(raised_to, lowered_to)
     return LossThresholds(
         dominant[()],
         bulk[()],
@@ -221,9 +213,12 @@ def loss_change(split: SplitMoments, step_size: Any) -> LossChange:
     """Expected loss change −η·slope + ½η²(curvature + noise) of each projected update and of the whole (T10)."""
     eta = as_step_size(step_size)
 
+    fraction, power = np.frexp(eta)
+
     def change(bend: Scaled, *slopes: Array) -> Any:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return (eta * (0.5 * eta * bend.to_float() - sum(slopes)))[()]
+        fall = [(-1.0, slope) for slope in slopes]
+        rate = dot((0.5 * fraction, bend.mantissa), *fall, shifts=(power + bend.exponent, *(0 for _ in slopes)))
+        return (_one(eta) * rate).to_float()[()]
 
     return LossChange(
         change(_projected_bend(split, split.dominant), split.dominant.slope),
@@ -248,10 +243,7 @@ def loss_border(split: SplitMoments) -> Any:
 
 def as_step_size(step_size: Any) -> Array:
     """The step size as float64, ``(*batch)``; InvalidArgument unless finite and ≥ 0."""
-    try:
-        eta = np.asarray(step_size, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InvalidArgument("step_size", step_size, "must be a number or an array of them") from None
+    eta = real_array("step_size", step_size, "must be a number or an array of them")
     if not np.all(np.isfinite(eta) & (eta >= 0)):
         raise InvalidArgument("step_size", step_size, "must be finite and not negative")
     return eta
@@ -291,7 +283,7 @@ def _full_bend(split: SplitMoments) -> Scaled:
 def _threshold(slope: Array, bend: Scaled, more: Array | float = 0.0) -> tuple[Array, npt.NDArray[Any]]:
     total = dot((slope, 1.0), (more, 1.0))
     with np.errstate(over="ignore", invalid="ignore"):
-        value = 2.0 * quotient(total, bend)
+        value = 2.0 * (total / bend).to_float()
     undefined = np.isnan(total.mantissa) | np.isnan(bend.mantissa)
     sign_slope, sign_bend = _sign(total.mantissa), _sign(bend.mantissa)
     sign_bend = np.where(np.isinf(value) & (sign_slope == sign_bend), 0, sign_bend)
@@ -300,32 +292,33 @@ def _threshold(slope: Array, bend: Scaled, more: Array | float = 0.0) -> tuple[A
     return np.where(exists, value, np.nan), outcome
 
 
-def _edge(threshold: Array, outcome: npt.NDArray[Any]) -> Array:
-    """Supremum of the steps that lower the loss: 0 for NEVER, inf for ALWAYS, NaN where they are no interval from 0."""
-    known = [outcome == Outcome.NEVER, outcome == Outcome.ALWAYS, outcome == Outcome.BELOW]
-    return np.select(known, [0.0, np.inf, threshold], np.nan)
+def _steps(
+    threshold: Array, outcome: npt.NDArray[Any], every: Outcome, up_to: Outcome, beyond: Outcome
+) -> tuple[Array, Array]:
+    """The open interval of steps that is all, (0, threshold) or (threshold, ∞) at these outcomes; else empty."""
+    known = [outcome == every, outcome == up_to, outcome == beyond]
+    return np.select(known, [0.0, 0.0, threshold], np.inf), np.select(known, [np.inf, threshold, np.inf], 0.0)
 
 
-def _energy_after(part: SubspaceMoments, eta: Array) -> Array:
+def _energy_after(part: SubspaceMoments, eta: Array) -> Scaled:
     """E‖S g'‖² = m0 − 2η·m1 + η²(m2 + q2), exact for any S and Σ."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return dot(
-            (part.signal.zeroth, 1.0),
-            (-2.0 * eta, part.signal.first),
-            (eta * eta, part.signal.second),
-            (eta * eta, part.noise.second),
-        ).to_float()
+    fraction, power = np.frexp(eta)
+    square = fraction * fraction
+    return dot(
+        (part.signal.zeroth, 1.0),
+        (-2.0 * fraction, part.signal.first),
+        (square, part.signal.second),
+        (square, part.noise.second),
+        shifts=(0, power, 2 * power, 2 * power),
+    )
 
 
 def _border(split: SplitMoments, power: str) -> Any:
     D, B = split.dominant, split.bulk
     d0, b0 = D.signal.zeroth, B.signal.zeroth
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        gap = quotient(
-            dot((b0, getattr(D.signal, power)), (-d0, getattr(B.signal, power))),
-            dot((d0, b0)),
-        )
-        return quadratic_border(getattr(D.noise, power), getattr(B.noise, power), gap * (d0 + b0))[()]
+    gap = dot((b0, getattr(D.signal, power)), (-d0, getattr(B.signal, power))) / dot((d0, b0))
+    spread = gap * dot((d0, 1.0), (b0, 1.0))
+    return quadratic_border(*aligned(_one(getattr(D.noise, power)), _one(getattr(B.noise, power)), spread))[()]
 
 
 def quadratic_border(t: Any, u: Any, s: Any) -> Array:
@@ -341,12 +334,8 @@ def quadratic_border(t: Any, u: Any, s: Any) -> Array:
     return np.where((t >= 0) & (u >= 0), value, np.nan)
 
 
-def _share(dominant: Array, bulk: Array) -> Any:
-    """D/(D + B) without overflow of the sum."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        larger = np.abs(dominant) >= np.abs(bulk)
-        ratio = np.where(larger, bulk, dominant) / np.where(larger, dominant, bulk)
-        return np.where(larger, 1.0 / (1.0 + ratio), ratio / (1.0 + ratio))[()]
+def _one(value: Array) -> Scaled:
+    return dot((value, 1.0))
 
 
 def _named(table: Any, undefined: npt.NDArray[np.bool_], otherwise: Enum) -> npt.NDArray[Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -71,15 +72,22 @@ class _Record:
         return self.map(lambda array: array[index])
 
     def mean(self: Record, axis: int | tuple[int, ...] = 0) -> Record:
-        """Moments averaged over batch axes: what windowed ratios must be formed from."""
-        return self.map(lambda array: array.mean(axis=axis))
+        """Moments averaged over batch axes: what windowed ratios must be formed from.
+
+        Raises:
+            InvalidArgument: An empty batch, which has no mean.
+        """
+        if 0 in self.shape:
+            raise InvalidArgument("batch shape", self.shape, "an empty batch of moments has no mean")
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.map(lambda array: array.mean(axis=axis))
 
     def _to_float64(self) -> None:
         for field in fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
             if value is None or isinstance(value, _Record):
                 continue
-            object.__setattr__(self, field.name, _float64(field.name, value))
+            object.__setattr__(self, field.name, real_array(field.name, value))
         try:
             _ = self.shape
         except ValueError:
@@ -217,6 +225,8 @@ class SplitMoments(_Record):
         records = list(splits)
         if not records:
             raise InvalidArgument("splits", records, "give at least one record")
+        for index, record in enumerate(records):
+            _require(record, SplitMoments, f"splits[{index}]")
         shapes = {(record.shape, len(record.leaves()), record.coupling is None) for record in records}
         if len(shapes) > 1:
             raise InvalidArgument("splits", sorted(map(str, shapes)), "all need one batch shape and the same fields")
@@ -231,11 +241,14 @@ def _require(value: object, kind: type, name: str) -> None:
         raise InvalidArgument(name, value, f"must be a {kind.__name__}")
 
 
-def _float64(name: str, value: Any) -> Array:
+def real_array(name: str, value: Any, allowed: str = "must be a real number or an array of them") -> Array:
+    """A copy of `value` as float64; InvalidArgument for text, complex numbers, None and ragged sequences."""
     try:
         array = np.asarray(value)
-        if array.dtype.kind not in "biuf":
+        exact = array.dtype.kind == "O" and all(isinstance(item, Real) for item in array.flat)  # fractions, huge ints
+        if not exact and array.dtype.kind not in "biuf":
             raise TypeError
-        return array.astype(np.float64)
-    except (TypeError, ValueError):
-        raise InvalidArgument(name, value, "must be a real number or an array of them") from None
+        with np.errstate(over="ignore"):
+            return array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidArgument(name, value, allowed) from None

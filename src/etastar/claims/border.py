@@ -7,10 +7,13 @@ root, negative above it, when t, u > 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
+from typing import Any, cast
 
-from etastar.claims.claim import Comparison, at_most
-from etastar.claims.instance import Instances
+import numpy as np
+
+from etastar.claims.claim import Comparison
+from etastar.claims.instance import Instances, Split
 from etastar.claims.number import Number
 
 __all__ = ["Border", "high_border", "loss_border", "low_border", "regime_border"]
@@ -30,18 +33,40 @@ class Border:
     u: Number
     s: Number
 
-    def balance(self, theta: Any) -> Number:
-        """The polynomial: positive exactly where θ lies below the border."""
-        return self.s * theta * (1 - theta) + self.t * (1 - theta) - self.u * theta
+    def balance(self, at: Split) -> Number:
+        """The polynomial at θ = D/(D + B), times (D + B)²: positive exactly where θ lies below the border.
+
+        Both parts are given because 1 − θ would cancel for θ near 1.
+        """
+        return self.s * at.dominant * at.bulk + (self.t * at.bulk - self.u * at.dominant) * at.total
 
     def below_one_by_at_most(self, distance: Any) -> Comparison:
         """State that 1 − border ≤ distance."""
-        point = 1 - distance
-        return at_most(0, self.balance((point + abs(point)) / 2))
+        return Comparison(0, "<=", self.balance(_below_one(distance)), lambda: self._shown(distance, "<="))
 
     def below_one_by_at_least(self, distance: Any) -> Comparison:
         """State that 1 − border ≥ distance, for a distance between 0 and 1."""
-        return at_most(self.balance(1 - distance), 0)
+        return Comparison(self.balance(_below_one(distance)), "<=", 0, lambda: self._shown(distance, ">="))
+
+    def enclosure(self) -> tuple[Fraction, Fraction]:
+        """Return rationals around 1 − border, closer than one in a thousand, for one exact instance with t, u > 0."""
+        low, high = Fraction(0), Fraction(1)
+        while (high - low) * 1000 > high:
+            middle = (low + high) / 2
+            above = bool(cast(Any, self.balance(Split(cast(Any, 1 - middle), cast(Any, middle))) > 0)[0])
+            low, high = (low, middle) if above else (middle, high)
+        return low, high
+
+    def _shown(self, distance: Any, relation: str) -> dict[str, Any]:
+        low, high = self.enclosure()
+        bound = str(np.broadcast_to(np.asarray(distance, dtype=object), (1,))[0])
+        return {"one_minus_border_between": [str(low), str(high)], "should_be": f"{relation} {bound}"}
+
+
+def _below_one(distance: Any) -> Split:
+    """The alignment 1 − distance, or 0 if that is negative."""
+    rest = 1 - distance
+    return Split((rest + abs(rest)) / 2, distance)
 
 
 def high_border(s: Instances) -> Border:
@@ -50,10 +75,13 @@ def high_border(s: Instances) -> Border:
     return Border(s.noise.max(-1) * psi.dominant, s.noise.min(-1) * psi.bulk, s.signal(2).total * spread)
 
 
-def low_border(s: Instances) -> Number:
-    """g_gap = 1/(1 + (s_max/s_min)(1/ρ)(λ_{k+1}/λ_k)²) of Theorem 3; 0 for a singular Σ."""
-    least = s.noise.min(-1) * s.lambda_k**2 * s.odds_of_dimensions.numerator
-    return least / (least + s.noise.max(-1) * s.lambda_k1**2 * s.odds_of_dimensions.denominator)
+def low_border(s: Instances) -> Split:
+    """g_gap = 1/(1 + (s_max/s_min)(1/ρ)(λ_{k+1}/λ_k)²) of Theorem 3, as the two parts of g_gap = D/(D + B)."""
+    rho = s.odds_of_dimensions
+    return Split(
+        s.noise.min(-1) * s.lambda_k**2 * rho.numerator,
+        s.noise.max(-1) * s.lambda_k1**2 * rho.denominator,
+    )
 
 
 def regime_border(s: Instances) -> Border:

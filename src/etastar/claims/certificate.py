@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from etastar.claims.claim import Claim, Form, Kind, LiftKind, Outcome
+from etastar.claims.claim import Claim, Comparison, Form, Kind, LiftKind, Outcome
 from etastar.claims.expectation import gaussian_alignment
 from etastar.claims.instance import Instance, Instances
 from etastar.claims.number import Bounded, root
 
-__all__ = ["Counterexample", "Lift", "Verdict", "certify"]
+__all__ = ["Counterexample", "Lift", "Verdict", "certify", "noise_values", "verdict_of"]
 
 # Perfect squares, so that x_i/√r stays rational.
 COPIES = (4, 9)
@@ -69,6 +69,7 @@ class Counterexample:
         relation: The relation that should hold.
         right: Right side.
         error: Bound on the error of both sides together; "0" for exact claims.
+        shown: What the sides stand for, where they are values of a polynomial.
         lift: How it carries over to large d, if it does.
     """
 
@@ -78,6 +79,7 @@ class Counterexample:
     relation: str
     right: str
     error: str
+    shown: dict[str, Any]
     lift: Lift | None
 
     def to_json(self) -> dict[str, Any]:
@@ -99,6 +101,7 @@ class Counterexample:
         if "gaussian" in self.enters:
             fields["noise_law"] = {"law": "gaussian"}
         fields |= {"left": self.left, "relation": self.relation, "right": self.right, "error": self.error}
+        fields |= self.shown
         return fields | {"lift": self.lift.to_json() if self.lift else None}
 
 
@@ -170,8 +173,18 @@ def certify(claim: Claim, instance: Instance) -> Counterexample | None:
     """Return the certificate that an instance refutes a claim, None if it does not."""
     if not claim.refuted_by(instance):
         return None
-    left, relation, right, error = _sides(claim, instance)
-    return Counterexample(instance, claim.enters, left, relation, right, error, _lift(claim, instance))
+    failed = _failed(claim, instance)
+    left, right, error = _sides(failed)
+    return Counterexample(
+        instance=instance,
+        enters=claim.enters,
+        left=_text(left),
+        relation=failed.relation,
+        right=_text(right),
+        error=repr(error) if error else "0",
+        shown=failed.shown() if failed.shown else {},
+        lift=_lift(claim, instance),
+    )
 
 
 def noise_values(instance: Instance) -> tuple[Fraction, ...]:
@@ -179,12 +192,17 @@ def noise_values(instance: Instance) -> tuple[Fraction, ...]:
     return tuple(root(Instances.exact([instance]).noise[0]))  # pyright: ignore[reportArgumentType]
 
 
-def _sides(claim: Claim, instance: Instance) -> tuple[str, str, str, str]:
+def _failed(claim: Claim, instance: Instance) -> Comparison:
     comparison = claim.violation(instance)
-    assert comparison is not None, "only a refuting instance has a violated comparison"
-    left, right = (np.broadcast_to(_value(side), (1,))[0] for side in (comparison.left, comparison.right))
-    errors = [side.error.max() for side in (comparison.left, comparison.right) if isinstance(side, Bounded)]
-    return _text(left), comparison.relation, _text(right), repr(float(sum(errors))) if errors else "0"
+    assert comparison is not None, "asked only of refuting instances"
+    return comparison
+
+
+def _sides(comparison: Comparison) -> tuple[Any, Any, float]:
+    """Left and right side and the bound on their errors together, of one instance."""
+    sides = (comparison.left, comparison.right)
+    left, right = (np.broadcast_to(_value(side), (1,))[0] for side in sides)
+    return left, right, float(sum(side.error.max() for side in sides if isinstance(side, Bounded)))
 
 
 def _value(side: Any) -> Any:
@@ -209,9 +227,16 @@ def _lift(claim: Claim, instance: Instance) -> Lift | None:
         return None
     lifted = [instance.repeated(copies, keep_state=claim.lift == "state kept") for copies in COPIES]
     violated = all(claim.refuted_by(problem) for problem in lifted)
-    unchanged = violated and all(_sides(claim, problem) == _sides(claim, instance) for problem in lifted)
+    unchanged = violated and all(_same_sides(_failed(claim, p), _failed(claim, instance)) for p in lifted)
     bounded = all(_fits_assumption_1(instance, problem) for problem in lifted)
     return Lift(_WORDS[claim.lift], COPIES, violated, unchanged, bounded)
+
+
+def _same_sides(one: Comparison, other: Comparison) -> bool:
+    """Whether both comparisons have equal sides, up to their error bounds."""
+    left, right, error = _sides(one)
+    other_left, other_right, other_error = _sides(other)
+    return max(abs(left - other_left), abs(right - other_right)) <= error + other_error
 
 
 def _fits_assumption_1(base: Instance, lifted: Instance) -> bool:

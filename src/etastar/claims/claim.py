@@ -27,11 +27,19 @@ LiftKind: TypeAlias = Literal["independent copies", "shared noise", "state kept"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """left relation right, for every instance of a batch."""
+    """left relation right, for every instance of a batch.
+
+    Attributes:
+        left: A number, or one for each instance.
+        relation: What should hold between the sides.
+        right: Like `left`.
+        shown: For one exact instance, what the sides stand for: a reader sees 1 − θ* rather than a polynomial's value.
+    """
 
     left: Any
     relation: Relation
     right: Any
+    shown: Callable[[], dict[str, Any]] | None = None
 
     def holds(self) -> Truth:
         """Answer the comparison, element by element."""

@@ -152,16 +152,10 @@ def _nudged(rng: np.random.Generator, values: Floats) -> Floats:
     """Return the values, their neighbours, or points a power of two closer and closer to them."""
     count = len(values)
     sign = rng.choice([-1.0, 1.0], count)
-    return _choose(
-        rng,
-        [
-            lambda: values,
-            lambda: np.nextafter(values, sign * np.inf),
-            lambda: values * (1 + sign * np.exp2(-rng.integers(1, 40, count).astype(float))),
-            lambda: values * (1 + sign * np.exp2(-rng.integers(1, 6, count).astype(float))),
-        ],
-        count,
-    )
+    near = values * (1 + sign * np.exp2(-rng.integers(1, 40, count).astype(float)))
+    around = values * (1 + sign * np.exp2(-rng.integers(1, 6, count).astype(float)))
+    options = np.stack([values, np.nextafter(values, sign * np.inf), *[near] * 4, *[around] * 4])
+    return options[rng.integers(len(options), size=count), np.arange(count)]
 
 
 def _border_value(border: Border) -> Floats:
@@ -174,13 +168,14 @@ def _border_value(border: Border) -> Floats:
 def _placed(rng: np.random.Generator, problems: Instances) -> Instances:
     """Rescale the blocks of some states so that the alignment falls at or beside one of the borders."""
     q2 = problems.variance(2)
-    share = cast(Floats, q2.dominant) / cast(Floats, q2.total)
+    share = cast(Floats, q2.share)
     kept = cast(Floats, problems.alignment)
-    targets = [kept, kept, kept, 1 - share, share, cast(Floats, low_border(problems))]
-    targets += [_border_value(make(problems)) for make in (high_border, regime_border, loss_border)]
+    low = cast(Floats, low_border(problems).share)
+    high, regime, loss = (_border_value(make(problems)) for make in (high_border, regime_border, loss_border))
+    targets = [kept, kept, 1 - share, share, low, low, regime, loss, high, high]
     picked = rng.integers(len(targets), size=len(problems))
     target = _nudged(rng, np.stack(targets)[picked, np.arange(len(problems))])
-    usable = (picked > 2) & (target > 0) & (target < 1) & (kept > 0) & (kept < 1)
+    usable = (picked > 1) & (target > 0) & (target < 1) & (kept > 0) & (kept < 1)
     up = np.where(usable, np.sqrt(target / kept), 1.0)[:, None]
     down = np.where(usable, np.sqrt((1 - target) / (1 - kept)), 1.0)[:, None]
     state = cast(Floats, problems.state).copy()

@@ -160,7 +160,7 @@ T3 = Claim(
     when=(
         Instances.is_moving,
         Instances.is_noisy_throughout,
-        lambda s: s.alignment <= low_border(s),
+        lambda s: s.signal(2).at_most(low_border(s)),
         lambda s: s.step_size * s.kick > 2 * s.drift,
         _two_point,
     ),

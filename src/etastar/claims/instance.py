@@ -8,7 +8,7 @@ for fractions and for float64 with error bounds (see `number`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import isqrt
 from typing import Any, cast
@@ -97,6 +97,15 @@ class Split:
         """The sum over all modes."""
         return self.dominant + self.bulk
 
+    @property
+    def share(self) -> Number:
+        """The dominant share of the total."""
+        return self.dominant / self.total
+
+    def at_most(self, other: Split) -> Truth:
+        """Whether this share is at most the other's, without division."""
+        return self.dominant * other.bulk <= self.bulk * other.dominant
+
 
 @dataclass(frozen=True, slots=True)
 class Instances:
@@ -121,6 +130,8 @@ class Instances:
     rank: int
     time: int = 0
     copies: int = 1
+    # Formulas ask for the same sums again and again; a batch derived by `replace` starts empty.
+    _sums: dict[tuple[str, int], Split] = field(init=False, repr=False, default_factory=dict[tuple[str, int], Split])
 
     @staticmethod
     def exact(problems: Sequence[Instance]) -> Instances:
@@ -231,17 +242,21 @@ class Instances:
 
     def signal(self, power: int) -> Split:
         """Σ λ^power x²: powers 2, 3, 4 are the signal moments m0, m1, m2."""
-        return self.split(self.eigenvalues**power * self.square)
+        return self._remembered("signal", power, self.square)
 
     def variance(self, power: int) -> Split:
         """Σ λ^power κ²: powers 0, 1, 2 are the noise moments q0, q1, q2."""
-        return self.split(self.eigenvalues**power * self.noise)
+        return self._remembered("noise", power, self.noise)
+
+    def _remembered(self, name: str, power: int, weights: Number) -> Split:
+        if (name, power) not in self._sums:
+            self._sums[name, power] = self.split(self.eigenvalues**power * weights)
+        return self._sums[name, power]
 
     @property
     def alignment(self) -> Number:
         """θ, the dominant share of the squared gradient."""
-        energy = self.signal(2)
-        return energy.dominant / energy.total
+        return self.signal(2).share
 
     @property
     def drift(self) -> Number:

@@ -83,7 +83,7 @@ T11 = Claim(
     hypotheses="n_D, n_B > 0, both blocks hold gradient",
     expected="holds",
     when=_NOISE_AND_SIGNAL,
-    then=lambda s: [same_sign(loss_border(s).balance(s.alignment), _threshold_order(s))],
+    then=lambda s: [same_sign(loss_border(s).balance(s.signal(2)), _threshold_order(s))],
 )
 
 
@@ -198,9 +198,9 @@ T13_REMARK = Claim(
     when=(
         Instances.is_moving_in_both,
         Instances.is_noisy_throughout,
-        lambda s: loss_border(s).balance(s.alignment) >= 0,
+        lambda s: loss_border(s).balance(s.signal(2)) >= 0,
     ),
-    then=lambda s: [less(0, high_border(s).balance(s.alignment))],
+    then=lambda s: [less(0, high_border(s).balance(s.signal(2)))],
     note="Neither border depends on θ at a given ‖g‖² and given directions inside the blocks, so that testing θ up to "
     "θ_crit compares the borders.",
 )

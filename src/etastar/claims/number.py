@@ -23,7 +23,7 @@ Bools: TypeAlias = NDArray[np.bool_]
 # One rounding is at most half of this; the other half pays for the rounding of the error term itself.
 EPSILON = 2.0**-52
 SLACK = 1.0 + 2.0**-50
-TINY = 1e-300  # covers underflow
+TINY = 1e-300  # covers underflow, which only products and quotients of non-zero numbers can suffer
 
 
 class Truth(Protocol):
@@ -107,7 +107,7 @@ class Bounded:
         return Bounded(value, np.abs(value) * EPSILON if given.dtype == object else np.zeros_like(value))
 
     def _rounded(self, value: Floats, error: Floats) -> Bounded:
-        return Bounded(value, (error + np.abs(value) * EPSILON) * SLACK + TINY)
+        return Bounded(value, (error + np.abs(value) * EPSILON) * SLACK)
 
     def __add__(self, other: Any) -> Bounded:
         that = Bounded.of(other)
@@ -125,6 +125,7 @@ class Bounded:
     def __mul__(self, other: Any) -> Bounded:
         that = Bounded.of(other)
         error = np.abs(self.value) * that.error + (np.abs(that.value) + that.error) * self.error
+        error = error + TINY * ((self.value != 0) & (that.value != 0))
         return self._rounded(self.value * that.value, error)
 
     def __truediv__(self, other: Any) -> Bounded:
@@ -133,6 +134,7 @@ class Bounded:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             value = self.value / that.value
             error = np.where(least > 0, (self.error + np.abs(value) * that.error) / least, np.inf)
+            error = error + TINY * (self.value != 0)
             return self._rounded(value, error)
 
     def __rtruediv__(self, other: Any) -> Bounded:

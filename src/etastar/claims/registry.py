@@ -42,6 +42,7 @@ _ORDER = (
     "B.3",
     "B.3-rates",
     "B.4",
+    "B.4-curve",
     "S7",
 )
 _FORMS = ("printed", "printed-appendix", "corrected")

@@ -97,11 +97,11 @@ def examine(claim: Claim, instances: int, rng: np.random.Generator) -> Verdict:
     wanted = min(instances, claim.samples or instances)
     held = 0
     for drawn in _batches(claim, wanted, rng):
-        proved, suspects = _sifted(claim, drawn)
-        held += proved
+        proved, wrong, suspects = _sifted(claim, drawn)
+        held, decided = held + proved, held + proved + wrong
         if suspects:
             best = min((shrunk(claim, suspect) for suspect in suspects[:SHRUNK]), key=complexity)
-            return verdict_of(claim, "refuted", held + 1, certify(claim, best))
+            return verdict_of(claim, "refuted", decided, certify(claim, best))
         if held >= wanted:
             break
     return verdict_of(claim, "holds" if held else "vacuous", held)
@@ -115,22 +115,22 @@ def _batches(claim: Claim, wanted: int, rng: np.random.Generator) -> Iterator[In
         yield claim.draw(rng, count) if claim.draw else draw(rng, count, *shape)
 
 
-def _sifted(claim: Claim, drawn: Instances) -> tuple[int, list[Instance]]:
-    """Return how many instances were proved to hold, and certified counterexamples, worst violation first."""
+def _sifted(claim: Claim, drawn: Instances) -> tuple[int, int, list[Instance]]:
+    """Return how many instances hold, how many do not, and certified counterexamples, worst violation first."""
     with np.errstate(all="ignore"):
         screened = drawn.bounded()
         rows, applying = claim.applying(screened)
         if not len(rows):
-            return 0, []
+            return 0, 0, []
         comparisons = claim.then(screened[rows])
         holds, excess = _conjunction(comparisons), _excess(comparisons, len(rows))
     wrong, right = applying & surely(~holds), applying & surely(holds)
     worst = rows[wrong][np.argsort(-excess[wrong], kind="stable")]
     found = _certified(claim, drawn, worst)
     if found or claim.kind == "numeric":
-        return int(right.sum()), found
+        return int(right.sum()), len(worst), found
     held, violating = _decided(claim, drawn, rows[~(wrong | right)])
-    return int(right.sum()) + held, _certified(claim, drawn, violating)
+    return int(right.sum()) + held, len(worst) + len(violating), _certified(claim, drawn, violating)
 
 
 def _decided(claim: Claim, drawn: Instances, rows: NDArray[np.intp]) -> tuple[int, NDArray[np.intp]]:
@@ -144,7 +144,7 @@ def _decided(claim: Claim, drawn: Instances, rows: NDArray[np.intp]) -> tuple[in
 
 
 def _certified(claim: Claim, drawn: Instances, rows: NDArray[np.intp]) -> list[Instance]:
-    problems = (drawn.problem(int(row)) for row in rows[:CERTIFIED])
+    problems = [drawn.problem(int(row)) for row in rows[:CERTIFIED]]
     return [problem for problem in problems if claim.refuted_by(problem)]
 
 

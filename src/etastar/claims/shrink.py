@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
+from itertools import product
 from math import isqrt, log10
 from typing import Any, TypeAlias
 
@@ -33,10 +34,14 @@ def weight(number: Fraction) -> int:
 def shrunk(claim: Claim, instance: Instance) -> Instance:
     """Return the simplest instance found that still refutes the claim, starting from one that does.
 
+    A claim about a setting of its own keeps it.
+
     Args:
         claim: The refuted claim.
         instance: A certified counterexample to it.
     """
+    if claim.draw:
+        return instance
     if "step_size" not in claim.enters:
         instance = replace(instance, step_size=Fraction(1))
     if "time" not in claim.enters:
@@ -122,6 +127,9 @@ def _coordinate_moves(size: int) -> Iterator[Move]:
     for name in VECTORS:
         for index in range(size):
             yield lambda instance, name=name, index=index: _rounder_entry(instance, name, index)
+    for index in range(size):
+        yield lambda instance, index=index: _rounder_mode(instance, index)
+        yield lambda instance, index=index: _rounder_pace(instance, index)
     yield _rounder_step
     yield _earlier
 
@@ -132,8 +140,40 @@ def _rounder_entry(instance: Instance, name: str, index: int) -> Iterator[Instan
     values = getattr(instance, name)
     return _variants(
         instance,
-        ({name: (*values[:index], value, *values[index + 1 :])} for value in _rounder(values[index])),
+        ({name: _replaced(values, index, value)} for value in _rounder(values[index])),
     )
+
+
+def _rounder_mode(instance: Instance, index: int) -> Iterator[Instance]:
+    """State and noise of one mode together, for a claim that needs them in proportion."""
+    if index >= len(instance.state):
+        return iter(())
+    pairs = ((Fraction(x), Fraction(root) ** 2) for x, root in product(range(7), repeat=2))
+    return _variants(
+        instance,
+        (
+            {"state": _replaced(instance.state, index, x), "noise": _replaced(instance.noise, index, square)}
+            for x, square in pairs
+        ),
+    )
+
+
+def _rounder_pace(instance: Instance, index: int) -> Iterator[Instance]:
+    """The step size and one eigenvalue together."""
+    if index >= len(instance.state):
+        return iter(())
+    paces = (Fraction(p, q) for p, q in product(range(1, 5), repeat=2))
+    return _variants(
+        instance,
+        (
+            {"step_size": pace, "eigenvalues": _replaced(instance.eigenvalues, index, Fraction(value))}
+            for pace, value in product(sorted(set(paces), key=weight), range(1, 7))
+        ),
+    )
+
+
+def _replaced(values: tuple[Fraction, ...], index: int, value: Fraction) -> tuple[Fraction, ...]:
+    return (*values[:index], value, *values[index + 1 :])
 
 
 def _rounder_step(instance: Instance) -> Iterator[Instance]:

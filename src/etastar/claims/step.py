@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from etastar.claims.border import high_border, low_border, regime_border
 from etastar.claims.claim import Claim, Comparison, at_most, less, same_sign
-from etastar.claims.instance import Instances
+from etastar.claims.instance import Instances, Split
 from etastar.claims.number import Number, Truth
 
 __all__ = ["CLAIMS"]
@@ -23,15 +23,14 @@ _NOISY = (Instances.is_moving, Instances.is_noisy_throughout)
 
 
 def _bulk_noise_share(s: Instances) -> Truth:
-    """θ ≥ e_B/(e_B + e_D), the hypothesis of T8 as printed, multiplied out."""
-    m0, e = s.signal(2), s.variance(2)
-    return m0.dominant * e.dominant >= m0.bulk * e.bulk
+    """θ ≥ e_B/(e_B + e_D), the hypothesis of T8 as printed"""
+    e = s.variance(2)
+    return Split(e.bulk, e.dominant).at_most(s.signal(2))
 
 
 def _dominant_noise_share(s: Instances) -> Truth:
-    """θ ≤ e_D/(e_D + e_B), the hypothesis that T8 needs, multiplied out."""
-    m0, e = s.signal(2), s.variance(2)
-    return m0.dominant * e.bulk <= m0.bulk * e.dominant
+    """θ ≤ e_D/(e_D + e_B), the hypothesis that T8 needs"""
+    return s.signal(2).at_most(s.variance(2))
 
 
 T2 = Claim(
@@ -56,7 +55,7 @@ T3 = Claim(
     formula="θ ≤ g_gap and η > η* ⇒ E s_D'/(E s_D' + E s_B') > θ",
     hypotheses="Σ ≻ 0, θ ≤ g_gap, η > η*",
     expected="holds",
-    when=(*_NOISY, lambda s: s.alignment <= low_border(s), lambda s: s.step_size * s.kick > 2 * s.drift),
+    when=(*_NOISY, lambda s: s.signal(2).at_most(low_border(s)), lambda s: s.step_size * s.kick > 2 * s.drift),
     then=lambda s: [less(0, s.kick), less(0, _turns(s))],
     enters=("step_size",),
 )
@@ -69,7 +68,7 @@ T4 = Claim(
     formula="θ ≥ θ* ⇒ M ≤ 0 ≤ N, not both 0, and so θ falls for every η > 0",
     hypotheses="Σ ≻ 0, θ ≥ θ*",
     expected="holds",
-    when=(*_NOISY, lambda s: high_border(s).balance(s.alignment) <= 0),
+    when=(*_NOISY, lambda s: high_border(s).balance(s.signal(2)) <= 0),
     then=lambda s: [at_most(s.kick, 0), at_most(0, s.drift), less(s.kick, s.drift), less(_turns(s), 0)],
     enters=("step_size",),
 )
@@ -84,8 +83,8 @@ T4_SHARP = Claim(
     expected="holds",
     when=(Instances.is_moving_in_both, Instances.is_noisy),
     then=lambda s: [
-        same_sign(s.kick, regime_border(s).balance(s.alignment)),
-        at_most(regime_border(s).balance(s.alignment), high_border(s).balance(s.alignment)),
+        same_sign(s.kick, regime_border(s).balance(s.signal(2))),
+        at_most(regime_border(s).balance(s.signal(2)), high_border(s).balance(s.signal(2))),
     ],
 )
 

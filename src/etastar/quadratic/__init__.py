@@ -11,6 +11,7 @@ from etastar.quadratic.expectation import (
     RatioExpectation,
     corrected_critical_step,
     expected_alignment_after,
+    expected_alignment_stationary,
     ratio_bound,
 )
 from etastar.quadratic.noise import Noise
@@ -32,6 +33,7 @@ __all__ = [
     "Spectrum",
     "corrected_critical_step",
     "expected_alignment_after",
+    "expected_alignment_stationary",
     "guaranteed_ratio",
     "paper_bounds",
     "ratio_bound",

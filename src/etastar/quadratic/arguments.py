@@ -9,8 +9,17 @@ import numpy.typing as npt
 
 from etastar.criteria import as_step_size
 from etastar.errors import InvalidArgument
+from etastar.moments import real_array
 
-__all__ = ["design_matrix", "read_times", "real_vector", "single_step_size", "symmetric_matrix", "whole_number"]
+__all__ = [
+    "design_matrix",
+    "finite_number",
+    "read_times",
+    "real_vector",
+    "single_step_size",
+    "symmetric_matrix",
+    "whole_number",
+]
 
 Array = npt.NDArray[np.float64]
 Times = npt.NDArray[np.int64]
@@ -25,6 +34,16 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
     return int(value)
 
 
+def finite_number(name: str, value: Any, least: float | None = None) -> float:
+    """One finite number as float, not below `least`."""
+    array = real_array(name, value, "must be a number")
+    if array.ndim or not np.isfinite(array):
+        raise InvalidArgument(name, value, "must be one finite number")
+    if least is not None and array < least:
+        raise InvalidArgument(name, value, f"must be at least {least:g}")
+    return float(array)
+
+
 def single_step_size(step_size: Any) -> float:
     """One positive, finite step size as float."""
     eta = as_step_size(step_size)
@@ -37,7 +56,8 @@ def read_times(times: Any, name: str = "times") -> Times:
     """Strictly increasing whole numbers ≥ 0, at least one."""
     try:
         array = np.asarray(times)
-        whole = array.astype(np.int64)
+        with np.errstate(invalid="ignore"):
+            whole = array.astype(np.int64)
         if array.dtype.kind not in "iuf" or np.any(whole != array):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
@@ -49,29 +69,24 @@ def read_times(times: Any, name: str = "times") -> Times:
 
 def real_vector(name: str, value: Any) -> Array:
     """A non-empty, finite vector as float64."""
-    try:
-        vector = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InvalidArgument(name, value, "must be numbers") from None
+    vector = real_array(name, value, "must be real numbers")
     if vector.ndim != 1 or vector.size == 0:
         raise InvalidArgument(name, vector.shape, "must be a non-empty one-dimensional sequence")
     if not np.all(np.isfinite(vector)):
         where = int(np.argmax(~np.isfinite(vector)))
         raise InvalidArgument(f"{name}[{where}]", float(vector[where]), "must be finite")
-    return vector.copy()
+    return vector
 
 
 def symmetric_matrix(name: str, value: Any) -> Array:
     """A finite square matrix, symmetrised; InvalidArgument where it is asymmetric beyond round-off."""
-    try:
-        matrix = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InvalidArgument(name, value, "must be a numeric square matrix") from None
+    matrix = real_array(name, value, "must be a real square matrix")
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
         raise InvalidArgument(name, matrix.shape, "must be a square matrix")
     if not np.all(np.isfinite(matrix)):
         raise InvalidArgument(name, "NaN or inf", "must be finite")
-    asymmetry = float(np.max(np.abs(matrix - matrix.T)))
+    with np.errstate(over="ignore"):
+        asymmetry = float(np.max(np.abs(matrix - matrix.T)))
     if asymmetry > 1e-10 * float(np.max(np.abs(matrix))):
         raise InvalidArgument(name, f"asymmetry {asymmetry:.3g}", "must be symmetric; symmetrise it if that is meant")
     return 0.5 * matrix + 0.5 * matrix.T
@@ -79,10 +94,7 @@ def symmetric_matrix(name: str, value: Any) -> Array:
 
 def design_matrix(X: Any) -> Array:
     """A data matrix ``(n, d)`` as float64; InvalidArgument unless it is finite, with n ≥ 1 and d ≥ 2."""
-    try:
-        matrix = np.asarray(X, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InvalidArgument("X", X, "must be a numeric matrix (samples, features)") from None
+    matrix = real_array("X", X, "must be a real matrix (samples, features)")
     if matrix.ndim != 2 or matrix.shape[0] < 1 or matrix.shape[1] < 2:
         raise InvalidArgument("X", matrix.shape, "must have shape (samples, features) with at least 2 features")
     if not np.all(np.isfinite(matrix)):

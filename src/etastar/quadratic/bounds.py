@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from etastar.errors import InvalidArgument
+from etastar.moments import real_array
+from etastar.quadratic.arguments import finite_number, whole_number
 from etastar.quadratic.modes import read_state
 from etastar.quadratic.problem import Quadratic
 
@@ -54,24 +56,26 @@ def paper_bounds(problem: Quadratic, gradient: Any = None, *, energy: Any = None
     """
     modes, state = problem.modes, read_state(problem.spectrum, gradient, energy)
     lam, cut = modes.eigenvalues, modes.cut
-    top, upper, lower, bottom = (float(lam[i]) for i in (0, cut - 1, cut, -1))
-    noise_min, noise_max = problem.noise.extremes()
+    top, upper, lower, bottom = (lam[i] for i in (0, cut - 1, cut, -1))
+    noise_min, noise_max = map(np.float64, problem.noise.extremes())
     k, rest = problem.spectrum.rank, problem.spectrum.dimension - problem.spectrum.rank
-    psi_dominant, psi_bulk = modes.total(lam**2 * modes.multiplicities)
     E_dominant, E_bulk = modes.total(state.energy)
     G = E_dominant + E_bulk
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        psi_dominant, psi_bulk = modes.total(lam**2 * modes.multiplicities)
         gap = 1.0 / (1.0 + (noise_max / noise_min) * (rest / k) * (lower / upper) ** 2)
-        A, h, m = noise_min * psi_bulk, noise_max * psi_dominant, G * (top**2 - bottom**2)
+        A, h, m = noise_min * psi_bulk, noise_max * psi_dominant, G * (top - bottom) * (top + bottom)
         # r₀, the positive root of A r² + (A − m − h) r − h; in the form that does not cancel.
         half = A - m - h
         root = np.hypot(half, 2.0 * np.sqrt(A * h))
         ratio = np.where(half > 0, 2.0 * h / (half + root), (root - half) / (2.0 * A))
+        border, most, least = ratio / (1.0 + ratio), A / (m + h), A / (m + A + h)  # θ*, and bounds on 1 − θ*
         split = modes.split_moments(state.energy)
         D, B = split.dominant, split.bulk
         a_gap = D.signal.first / D.signal.zeroth - B.signal.first / B.signal.zeroth
         nu = (D.noise.second / D.signal.zeroth - B.noise.second / B.signal.zeroth) / a_gap
         low, high = top + lower + nu, upper + bottom + nu
+        lowest, highest = 2.0 / np.where(low > 0, low, np.nan), 2.0 / np.where(high > 0, high, np.nan)
         n_dominant, n_bulk = D.noise.first, B.noise.first
         n, gap_1 = n_dominant + n_bulk, upper - lower
         above = n_bulk / (G * (top - bottom) + n)
@@ -85,11 +89,11 @@ def paper_bounds(problem: Quadratic, gradient: Any = None, *, energy: Any = None
 
     return PaperBounds(
         gap=shown(gap, proper),
-        border=shown(ratio / (1.0 + ratio), proper),
-        border_low=shown(1.0 - A / (m + h), proper),
-        border_high=shown(1.0 - A / (m + A + h), proper),
-        critical_step_low=shown(2.0 / np.where(low > 0, low, np.nan), high > 0),
-        critical_step_high=shown(2.0 / np.where(high > 0, high, np.nan), high > 0),
+        border=shown(border, proper),
+        border_low=shown(1.0 - most, proper),
+        border_high=shown(1.0 - least, proper),
+        critical_step_low=shown(lowest, high > 0),
+        critical_step_high=shown(highest, high > 0),
         loss_border_low=shown(1.0 - below, (n_dominant > 0) & (n_bulk > 0)),
         loss_border_high=shown(1.0 - above, (n_dominant > 0) & (n_bulk > 0)),
     )
@@ -103,11 +107,11 @@ def guaranteed_ratio(dimension: int, rank: int, variance: float, dominant: Any, 
     Raises:
         InvalidArgument: A rank outside 1 … d − 1, or a negative variance.
     """
-    if not 0 < rank < dimension:
-        raise InvalidArgument("rank", rank, f"must be at least 1 and less than the dimension {dimension}")
-    if not (np.isfinite(variance) and variance >= 0):
-        raise InvalidArgument("variance", variance, "must be finite and not negative")
-    m_dominant, m_bulk = np.asarray(dominant, dtype=np.float64), np.asarray(bulk, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = (1.0 + variance * (dimension - rank) / m_bulk) / (1.0 + variance * rank / m_dominant)
+    size, k = whole_number("dimension", dimension), whole_number("rank", rank)
+    if not 0 < k < size:
+        raise InvalidArgument("rank", rank, f"must be at least 1 and less than the dimension {size}")
+    noise = finite_number("variance", variance, least=0.0)
+    m_dominant, m_bulk = real_array("dominant", dominant), real_array("bulk", bulk)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ratio = (1.0 + noise * (size - k) / m_bulk) / (1.0 + noise * k / m_dominant)
     return np.maximum(1.0, ratio)[()]

@@ -21,7 +21,7 @@ from etastar.moments import CurvatureMoments, SplitMoments, SubspaceMoments
 from etastar.quadratic.arguments import Times, read_times, single_step_size
 from etastar.quadratic.modes import Modes, State
 
-__all__ = ["Curve", "Decay", "expected", "stationary"]
+__all__ = ["Curve", "Decay", "expected", "scaled_powers", "stationary"]
 
 Array = npt.NDArray[np.float64]
 _TILE_BLOCKS, _TILE_TIMES = 2048, 32  # a tile of exponentials stays in the second-level cache
@@ -29,6 +29,7 @@ _VANISHED = -1.0e4  # log ρ where ρ = 0: exp of it times any t ≥ 1 is zero, 
 _UNDERFLOW = -700.0  # exponents below it are as good as this one
 _HEADROOM = 300  # binary exponent that the largest weight of a tile is raised to
 _NEAR = -0.7  # above this exponent 1 − ρ^t needs expm1, below it exp is enough
+_LARGEST = 1.0e150  # ηλ beyond it: its square leaves float64's range
 
 
 @dataclass(frozen=True)
@@ -36,25 +37,36 @@ class Decay:
     """How energies evolve at one step size, per block.
 
     Attributes:
-        contraction: 1 − ηλ, compensated, ``(blocks,)``.
+        product: ηλ, ``(blocks,)``.
+        contraction: 1 − ηλ, compensated.
         log_ratio: log ρ = 2·log|1 − ηλ|; −1e4 stands for −∞.
         loss_of_energy: 1 − ρ = ηλ(2 − ηλ), free of cancellation.
         injected: s² = (ηλ)²·κ² summed over the block: noise energy added by a step.
+        floor: Stationary energy s²/(1 − ρ), negative where unstable; zero where λ = 0 and at ηλ = 2 (which has none).
     """
 
+    product: Array
     contraction: Array
     log_ratio: Array
     loss_of_energy: Array
     injected: Array
+    floor: Array
 
     @classmethod
     def of(cls, modes: Modes, step_size: float) -> Decay:
-        """At a step size η > 0; exact at and around ηλ = 1 and ηλ = 2."""
+        """At a step size η > 0; exact at and around ηλ = 1 and ηλ = 2.
+
+        Raises:
+            InvalidArgument: A step so long that the square of ηλ overflows.
+        """
         with np.errstate(over="ignore", under="ignore"):
             product = step_size * modes.eigenvalues
+            if np.any(np.abs(product) > _LARGEST):
+                raise InvalidArgument("step_size", step_size, f"times an eigenvalue must stay below {_LARGEST:g}")
             contraction = dot((1.0, 1.0), (-step_size, modes.eigenvalues)).to_float()
             headroom = dot((2.0, 1.0), (-step_size, modes.eigenvalues)).to_float()
             injected = product * product * modes.variances
+            floor = product * modes.variances / np.where(headroom == 0, np.inf, headroom)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             log_modulus = np.select(
                 [product < 0.5, product > 1.5],
@@ -62,7 +74,7 @@ class Decay:
                 np.log(np.abs(contraction)),
             )
         log_ratio = np.where(np.isneginf(log_modulus), _VANISHED, 2.0 * log_modulus)
-        return cls(contraction, log_ratio, product * headroom, injected)
+        return cls(product, contraction, log_ratio, product * headroom, injected, floor)
 
     @property
     def stable(self) -> bool:
@@ -74,11 +86,10 @@ class Decay:
         """Blocks at ηλ = 2, where noise accumulates linearly."""
         return (self.loss_of_energy == 0) & (self.contraction < 0)
 
-    @cached_property
-    def floor(self) -> Array:
-        """Stationary energy per block, s²/(1 − ρ); zero where λ = 0 and at ηλ = 2 (which has none)."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(self.loss_of_energy == 0, 0.0, self.injected / self.loss_of_energy)
+    @property
+    def noisy(self) -> npt.NDArray[np.bool_]:
+        """Blocks that a step adds noise to."""
+        return (self.injected > 0) | (self.floor != 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,24 +149,25 @@ def expected(modes: Modes, state: State, step_size: Any, times: Any) -> Curve:
     """The curve from `state` at a constant step size, at strictly increasing whole times ≥ 0; O(blocks) a time."""
     eta, when = single_step_size(step_size), read_times(times)
     decay = Decay.of(modes, eta)
-    growth = _common_growth(decay, state.energy)
-    powers = np.stack([modes.loss_weights, *(modes.eigenvalues**p for p in range(3))], axis=1)
-    sums = [
-        _weighted_energies(decay, state.energy, powers, when, part, growth)
-        for part in (slice(None, modes.cut), slice(modes.cut, None))
-    ]  # (4, *batch, T): loss, then the moments
+    rows = state.energy.reshape(-1, state.energy.shape[-1])
+    growth = _growth(decay, rows)
+    sums = np.empty((2, 4, rows.shape[0], when.size))  # subspace; loss and the moments
+    for value in np.unique(growth):
+        group = growth == value
+        for index, part in enumerate((slice(None, modes.cut), slice(modes.cut, None))):
+            sums[index][:, group] = _weighted_energies(modes, decay, rows[group], when, part, float(value))
     with np.errstate(over="ignore", invalid="ignore"):
-        total = sums[0][1] + sums[1][1]
-        alignment = np.where(total > 0, sums[0][1] / np.where(total > 0, total, 1.0), np.nan)
-        scale = np.exp(growth * when)
-        sums = [np.where(part == 0, 0.0, part * scale) for part in sums]
-        loss = sums[0][0] + sums[1][0]
+        total = sums[0, 1] + sums[1, 1]
+        alignment = np.where(total > 0, sums[0, 1] / np.where(total > 0, total, 1.0), np.nan)
+        scale = np.exp(np.multiply.outer(growth, when))
+        sums = np.where(sums == 0, 0.0, sums * scale).reshape(2, 4, *state.batch, when.size)
+        loss = sums[0, 0] + sums[1, 0]
     noise_dominant, noise_bulk = modes.curvature_moments(modes.variances)
     split = SplitMoments(
-        SubspaceMoments(CurvatureMoments(*sums[0][1:]), noise_dominant),
-        SubspaceMoments(CurvatureMoments(*sums[1][1:]), noise_bulk),
+        SubspaceMoments(CurvatureMoments(*sums[0, 1:]), noise_dominant),
+        SubspaceMoments(CurvatureMoments(*sums[1, 1:]), noise_bulk),
     )
-    return Curve(when, eta, alignment, loss, split)
+    return Curve(when, eta, alignment.reshape(loss.shape), loss, split)
 
 
 def stationary(modes: Modes, step_size: Any) -> SplitMoments:
@@ -170,59 +182,65 @@ def stationary(modes: Modes, step_size: Any) -> SplitMoments:
         raise UnstableStep(f"eigenvalues: got λ_d = {bottom:g}; no stationary state exists on an indefinite quadratic")
     headroom = dot((2.0, 1.0), (-eta, top)).to_float()
     if np.any(eta <= 0) or np.any(headroom <= 0):
-        bad = float(eta[(eta <= 0) | (headroom <= 0)].flat[0]) if eta.ndim else float(eta)
-        limit = 2.0 / top if top > 0 else float("inf")
-        raise UnstableStep(f"step_size: got {bad:g}; a stationary state needs 0 < step_size < 2/λ₁ = {limit:g}")
-    product = eta[..., None] * modes.eigenvalues
+        bad, limit = float(eta[(eta <= 0) | (headroom <= 0)].flat[0]), 2.0 / top
+        raise UnstableStep(f"step_size: got {bad!r}; a stationary state needs 0 < step_size < 2/λ₁ = {limit!r}")
     room = dot((2.0, 1.0), (-eta[..., None], modes.eigenvalues)).to_float()
-    return modes.split_moments(product * modes.variances / room)
+    with np.errstate(over="ignore"):
+        return modes.split_moments(eta[..., None] * modes.eigenvalues * modes.variances / room)
 
 
-def _common_growth(decay: Decay, energy: Array) -> float:
-    """The exponent γ such that energies divided by e^(γt) neither overflow nor all vanish.
+def _growth(decay: Decay, rows: Array) -> Array:
+    """Per row, the exponent γ such that energies divided by e^(γt) neither overflow nor all vanish.
 
     Zero for a stable step with noise; the fastest growth where the step is unstable; and without any noise the
     slowest decay among blocks that carry energy, so that the alignment stays defined however long the run.
     """
-    if np.any(decay.injected > 0):
-        return max(0.0, float(np.max(decay.log_ratio)))
-    carrying = np.any(energy > 0, axis=tuple(range(energy.ndim - 1)))
-    return float(np.max(decay.log_ratio[carrying], initial=_VANISHED)) if np.any(carrying) else 0.0
+    fastest = np.max(np.where((rows > 0) | decay.noisy, decay.log_ratio, _VANISHED), axis=-1)
+    if np.any(decay.noisy):
+        return np.maximum(fastest, 0.0)
+    return np.where(fastest > _VANISHED, fastest, 0.0)  # where all is gone after a step, nothing is to be kept
 
 
-def _weighted_energies(decay: Decay, energy: Array, powers: Array, times: Times, part: slice, growth: float) -> Array:
-    """Σ over the blocks of `part` of powers·E_t/e^(growth·t), shape ``(powers, *batch, T)``.
+def _weighted_energies(modes: Modes, decay: Decay, rows: Array, times: Times, part: slice, growth: float) -> Array:
+    """Σ over the blocks of `part` of E_t/e^(growth·t) and of loss, λ and λ² times it, shape ``(4, rows, T)``.
 
     E_t = ρ^t E_0 + f(1 − ρ^t) without cancellation: f + (E_0 − f)·ρ^t where ρ^t is small, and
     E_0 + (E_0 − f)·expm1(t·log ρ) where it is near one. Memory does not grow with the blocks times the times.
     """
-    log_ratio, floor, weights = decay.log_ratio[part], decay.floor[part], powers[part]
-    batch, width = energy.shape[:-1], powers.shape[1]
-    rows = energy[..., part].reshape(-1, log_ratio.size)
-    count = rows.shape[0]
-
-    result = np.zeros((times.size, count * width))
-    for start in range(0, log_ratio.size, _TILE_BLOCKS):
-        blocks = slice(start, start + _TILE_BLOCKS)
-        weight = weights[blocks]
+    # Blocks that grow faster than `growth` carry neither energy nor noise.
+    log_ratio = np.minimum(decay.log_ratio, growth)
+    count, when = rows.shape[0], times.astype(np.float64)
+    result: Array = np.zeros((times.size, 4 * count))
+    first, last, _ = part.indices(modes.eigenvalues.size)
+    for start in range(first, last, _TILE_BLOCKS):
+        blocks = slice(start, min(start + _TILE_BLOCKS, last))
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            begin = (rows[:, blocks, None] * weight).transpose(1, 0, 2).reshape(-1, count * width)
-            limit = np.tile(floor[blocks, None] * weight, count)
-            result += (_chunk if growth == 0 else _scaled_chunk)(
-                times.astype(np.float64), log_ratio[blocks], begin, limit, growth
-            )
-    marginal = decay.marginal[part]
-    if np.any(marginal):
-        accrued = (decay.injected[part][marginal, None] * weights[marginal]).sum(axis=0)
-        result += np.tile(np.outer(times * np.exp(-growth * times), accrued), count)
-    return np.moveaxis(result.reshape(times.size, *batch, width), (0, -1), (-1, 0))
+            begin = _columns(modes, rows[:, blocks], blocks)
+            limit = np.tile(_columns(modes, decay.floor[None, blocks], blocks), count)
+            if growth == 0:
+                result += _chunk(when, log_ratio[blocks], begin, limit)
+            else:
+                result += _scaled_chunk(when, log_ratio[blocks], begin, limit, growth)
+    if np.any(decay.marginal[part]):
+        injected = np.where(decay.marginal, decay.injected, 0.0)
+        accrued = _columns(modes, injected[None, part], part).sum(axis=0)
+        result += np.tile(np.multiply.outer(when * np.exp(-growth * when), accrued), count)
+    return np.transpose(result.reshape(times.size, count, 4), (2, 1, 0))
 
 
-def _chunk(times: Array, log_ratio: Array, begin: Array, limit: Array, _growth: float) -> Array:
+def _columns(modes: Modes, energies: Array, blocks: slice) -> Array:
+    """Loss, and the moments 0 to 2, of energies ``(rows, blocks)``; shape ``(blocks, 4·rows)``."""
+    eigenvalues = modes.eigenvalues[blocks]
+    first = energies * eigenvalues
+    loss = np.where(energies == 0, 0.0, energies * modes.loss_weights[blocks])
+    return np.stack([loss, energies, first, first * eigenvalues], axis=-1).swapaxes(0, 1).reshape(eigenvalues.size, -1)
+
+
+def _chunk(times: Array, log_ratio: Array, begin: Array, limit: Array) -> Array:
     """One chunk of blocks at all times: Σ begin·ρ^t + limit·(1 − ρ^t), shape ``(T, columns)``."""
     # Raised so that products with vanishing exponentials stay normal numbers: subnormal ones are slow.
-    _, exponent = np.frexp(max(np.max(np.abs(begin)), np.max(np.abs(limit))))
-    raised = _HEADROOM - int(exponent)
+    _, exponent = np.frexp(np.maximum(np.abs(begin).max(axis=0), np.abs(limit).max(axis=0)))
+    raised = _HEADROOM - exponent
     begin, limit = np.ldexp(begin, raised), np.ldexp(limit, raised)
     excess, at_start, at_end = begin - limit, begin.sum(axis=0), limit.sum(axis=0)
     fastest, slowest = float(log_ratio.min()), float(log_ratio.max())
@@ -239,25 +257,40 @@ def _chunk(times: Array, log_ratio: Array, begin: Array, limit: Array, _growth: 
         if low < _UNDERFLOW:  # the exponential of a number that underflows is several times slower
             np.maximum(x, _UNDERFLOW, out=x)
         if high < _NEAR:
-            result[window] = np.exp(x, out=x) @ excess + at_end
+            result[window] = _vanishing_exp(x) @ excess + at_end
         elif low >= _NEAR:
             result[window] = np.expm1(x, out=x) @ excess + at_start
         else:
-            result[window] = np.exp(x) @ begin - np.expm1(x, out=x) @ limit
+            gained = np.expm1(x) @ limit
+            result[window] = _vanishing_exp(x) @ begin - gained
     return np.ldexp(result, -raised)
+
+
+def _vanishing_exp(x: Array) -> Array:
+    """The exponential in place, zero at the exponent that stands for all lower ones."""
+    remains = x > _UNDERFLOW
+    np.exp(x, out=x)
+    return x if remains.all() else np.multiply(x, remains, out=x)
 
 
 def _scaled_chunk(times: Array, log_ratio: Array, begin: Array, limit: Array, growth: float) -> Array:
     """The same with the common factor e^(−growth·t) drawn into every term (unstable or noise-free runs)."""
     result = np.empty((times.size, begin.shape[1]))
+    noisy = bool(np.any(limit))
     for first in range(0, times.size, _TILE_TIMES):
         window = slice(first, first + _TILE_TIMES)
-        when = times[window, None]
-        shifted = np.exp(when * np.minimum(log_ratio - growth, 0.0))  # blocks above it carry no energy
-        result[window] = shifted @ begin
-        if np.any(limit):
-            scale, exponent = np.exp(-growth * when), when * log_ratio
-            near = np.abs(exponent) < -_NEAR
-            gone = np.where(near, -np.expm1(np.clip(exponent, -1.0, 1.0)) * scale, scale - shifted)
+        kept, gone = scaled_powers(log_ratio, times[window, None], growth, noisy)
+        result[window] = kept @ begin
+        if noisy:
             result[window] += gone @ limit
     return result
+
+
+def scaled_powers(log_ratio: Array, times: Any, growth: float, noisy: bool = True) -> tuple[Array, Array]:
+    """ρ^t and, with noise, 1 − ρ^t, both over e^(growth·t) ≥ ρ^t: no overflow however long an unstable run."""
+    kept = np.exp(times * np.minimum(log_ratio - growth, 0.0))
+    if not noisy:
+        return kept, kept
+    exponent, scale = times * log_ratio, np.exp(-growth * times)
+    near = np.abs(exponent) < -_NEAR
+    return kept, np.where(near, -np.expm1(np.clip(exponent, -1.0, 1.0)) * scale, scale - kept)

@@ -12,13 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from etastar.criteria import alignment, alignment_after, critical_step_size
+from etastar.criteria import alignment, critical_step_size
 from etastar.errors import InvalidArgument
+from etastar.quadratic import exact
 from etastar.quadratic.arguments import single_step_size
-from etastar.quadratic.modes import read_state
+from etastar.quadratic.modes import Modes, read_state
 from etastar.quadratic.problem import Quadratic
 
-__all__ = ["RatioExpectation", "corrected_critical_step", "expected_alignment_after", "ratio_bound"]
+__all__ = [
+    "RatioExpectation",
+    "corrected_critical_step",
+    "expected_alignment_after",
+    "expected_alignment_stationary",
+    "ratio_bound",
+]
 
 Array = npt.NDArray[np.float64]
 # The integrand in v = log s is analytic in a strip of half-width π/2 and decays at least like e^(−|v|/2):
@@ -49,44 +56,51 @@ def expected_alignment_after(problem: Quadratic, gradient: Any = None, *, energy
     Raises:
         InvalidArgument: A full covariance, or noise that differs within a block and only energies given.
     """
-    if problem.noise.matrix is not None:
-        raise InvalidArgument("noise", "a full covariance", "the quadrature takes isotropic or diagonal noise")
     eta = single_step_size(step_size)
-    modes, state = problem.modes, read_state(problem.spectrum, gradient, energy)
-    if not modes.uniform:
-        if state.gradient is None:
-            raise InvalidArgument("energy", "block energies", "this noise differs within a block; give gradient=")
-        modes, squares = modes.expand(problem.spectrum, problem.noise), state.gradient**2
-    else:
-        squares = state.energy
-    mean = (1.0 - eta * modes.eigenvalues) ** 2 * squares
-    spread = (eta * modes.eigenvalues) ** 2 * modes.variances / modes.multiplicities
+    modes, squares = _independent(problem, gradient, energy)
+    decay = exact.Decay.of(modes, eta)
+    with np.errstate(over="ignore"):
+        mean = decay.contraction**2 * squares
+        spread = decay.injected / modes.multiplicities
     flat = mean.reshape(-1, mean.shape[-1])
     values = [_quadrature(row, spread, modes.multiplicities, modes.cut) for row in flat]
     return np.array(values).reshape(mean.shape[:-1])[()]
+
+
+def expected_alignment_stationary(problem: Quadratic, step_size: float) -> float:
+    """E θ in the stationary state of independent Gaussian noise, by the same quadrature.
+
+    Differs from θ_∞, the ratio of stationary energies, by a term that shrinks with the rank and not with d.
+
+    Raises:
+        UnstableStep: No stationary state.
+        InvalidArgument: A full covariance.
+    """
+    if problem.noise.matrix is not None:
+        raise InvalidArgument("noise", "a full covariance", "the quadrature takes isotropic or diagonal noise")
+    exact.stationary(problem.modes, step_size)  # refuses steps without a stationary state
+    modes = problem.modes if problem.modes.uniform else problem.modes.expand(problem.spectrum, problem.noise)
+    floor = exact.Decay.of(modes, single_step_size(step_size)).floor / modes.multiplicities
+    return _quadrature(np.zeros_like(floor), floor, modes.multiplicities, modes.cut)
 
 
 def corrected_critical_step(problem: Quadratic, gradient: Any = None, *, energy: Any = None) -> RatioExpectation:
     """Critical steps for E θ' and for E log(E_D'/E_B'), to first order (theory §6); NaN where η* does not exist.
 
     η* + φ[θν_D − (1 − θ)ν_B]/(2(a_D − a_B)) and η* + φ(ν_D − ν_B)/(4(a_D − a_B)), φ = 1 − 2η*a_D + η*²(b_D + r_D).
+
+    Raises:
+        InvalidArgument: A full covariance, or noise that differs within a block and only energies given.
     """
-    modes, state = problem.modes, read_state(problem.spectrum, gradient, energy)
-    if not modes.uniform:
-        if state.gradient is None:
-            raise InvalidArgument("energy", "block energies", "this noise differs within a block; give gradient=")
-        modes, squares = modes.expand(problem.spectrum, problem.noise), state.gradient**2
-    else:
-        squares = state.energy
+    modes, squares = _independent(problem, gradient, energy)
     split = modes.split_moments(squares)
     eta, theta = np.asarray(critical_step_size(split).value), np.asarray(alignment(split))
     lam, D, B = modes.eigenvalues, split.dominant, split.bulk
-    per_mode = modes.variances / modes.multiplicities
-    injected = (eta[..., None] * lam) ** 2 * per_mode
-    kept = (1.0 - eta[..., None] * lam) ** 2 * squares
-    spread_dominant, spread_bulk = modes.total(2.0 * modes.multiplicities * injected**2 + 4.0 * kept * injected)
-    energy_dominant, energy_bulk = modes.total(kept + modes.multiplicities * injected)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        injected = (eta[..., None] * lam) ** 2 * (modes.variances / modes.multiplicities)
+        kept = (1.0 - eta[..., None] * lam) ** 2 * squares
+        spread_dominant, spread_bulk = modes.total(2.0 * modes.multiplicities * injected**2 + 4.0 * kept * injected)
+        energy_dominant, energy_bulk = modes.total(kept + modes.multiplicities * injected)
         nu_dominant, nu_bulk = spread_dominant / energy_dominant**2, spread_bulk / energy_bulk**2
         slope = D.signal.first / D.signal.zeroth - B.signal.first / B.signal.zeroth
         phi = energy_dominant / D.signal.zeroth
@@ -99,24 +113,27 @@ def ratio_bound(problem: Quadratic, gradient: Any = None, *, energy: Any = None,
     """Bound 2η√(‖HΣH‖/E‖g'‖²) on |E θ' − θ̄|, θ̄ the ratio of expected energies; any Gaussian noise (theory §6)."""
     eta = single_step_size(step_size)
     modes, state = problem.modes, read_state(problem.spectrum, gradient, energy)
-    split = modes.split_moments(state.energy)
-    after = sum(
-        part.signal.zeroth - 2.0 * eta * part.signal.first + eta**2 * (part.signal.second + part.noise.second)
-        for part in (split.dominant, split.bulk)
-    )
-    lam = np.repeat(modes.eigenvalues, modes.multiplicities) if problem.noise.variances.ndim else modes.eigenvalues
+    decay = exact.Decay.of(modes, eta)
+    product = np.repeat(decay.product, modes.multiplicities) if problem.noise.variances.ndim else decay.product
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        after = (decay.contraction**2 * state.energy + decay.injected).sum(axis=-1)
+        if problem.noise.matrix is not None:
+            norm = float(np.linalg.norm(np.outer(product, product) * problem.noise.matrix, 2))  # η²‖HΣH‖
+        else:
+            norm = float(np.max(product**2 * problem.noise.variances))
+        return (2.0 * np.sqrt(norm / after))[()]
+
+
+def _independent(problem: Quadratic, gradient: Any, energy: Any) -> tuple[Modes, Array]:
+    """Blocks of independent noise, isotropic within each, and the squared gradient on them."""
     if problem.noise.matrix is not None:
-        norm = float(np.linalg.norm(np.outer(lam, lam) * problem.noise.matrix, 2))
-    else:
-        norm = float(np.max(lam**2 * problem.noise.variances))
-    with np.errstate(divide="ignore"):
-        return (2.0 * eta * np.sqrt(norm / np.asarray(after)))[()]
-
-
-def gap_of_expectations(problem: Quadratic, gradient: Any, step_size: float) -> Any:
-    """E θ' minus the ratio of expected energies."""
-    after = alignment_after(problem.moments(gradient=gradient), step_size)
-    return expected_alignment_after(problem, gradient=gradient, step_size=step_size) - after
+        raise InvalidArgument("noise", "a full covariance", "this takes isotropic or diagonal noise")
+    modes, state = problem.modes, read_state(problem.spectrum, gradient, energy)
+    if modes.uniform:
+        return modes, state.energy
+    if state.gradient is None:
+        raise InvalidArgument("energy", "block energies", "this noise differs within a block; give gradient=")
+    return modes.expand(problem.spectrum, problem.noise), state.gradient**2
 
 
 def _quadrature(mean: Array, spread: Array, counts: npt.NDArray[np.int64], cut: int) -> float:

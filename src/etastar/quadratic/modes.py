@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etastar.errors import InvalidArgument
-from etastar.moments import CurvatureMoments, SplitMoments, SubspaceMoments
+from etastar.moments import CurvatureMoments, SplitMoments, SubspaceMoments, real_array
 from etastar.quadratic.noise import Noise
 from etastar.quadratic.spectrum import Spectrum
 
@@ -20,6 +20,7 @@ __all__ = ["Modes", "State", "read_state"]
 
 Array = npt.NDArray[np.float64]
 _EXPAND_LIMIT = 50_000_000  # single modes that we are willing to hold
+_NULL_SHARE = 1e-20  # energy along λ = 0, over the whole, that is round-off of a rotation into the eigenbasis
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Modes:
         counts, variances = spectrum.multiplicities, noise.variances
         uniform = noise.matrix is None
         if variances.ndim == 0:
-            traces = variances * counts
+            traces = variances.astype(np.float64) * counts
         else:
             if variances.size != spectrum.dimension:
                 raise InvalidArgument("noise", variances.shape, f"must fit the dimension {spectrum.dimension}")
@@ -63,14 +64,15 @@ class Modes:
 
     def curvature_moments(self, per_block: Array) -> tuple[CurvatureMoments, CurvatureMoments]:
         """Moments Σ λ^p·x over the dominant and the bulk blocks, p = 0, 1, 2, of ``(*batch, blocks)``."""
-        powers = [self.total(per_block * self.eigenvalues**p) for p in range(3)]
+        with np.errstate(over="ignore", invalid="ignore"):
+            first = per_block * self.eigenvalues  # λ² alone may leave float64's range
+            powers = [self.total(values) for values in (per_block, first, first * self.eigenvalues)]
         return CurvatureMoments(*(p[0] for p in powers)), CurvatureMoments(*(p[1] for p in powers))
 
     def split_moments(self, energy: Array) -> SplitMoments:
         """The moments of a step from block energies ``(*batch, blocks)``."""
-        with np.errstate(over="ignore"):
-            dominant, bulk = self.curvature_moments(energy)
-            noise_dominant, noise_bulk = self.curvature_moments(self.variances)
+        dominant, bulk = self.curvature_moments(energy)
+        noise_dominant, noise_bulk = self.curvature_moments(self.variances)
         return SplitMoments(SubspaceMoments(dominant, noise_dominant), SubspaceMoments(bulk, noise_bulk))
 
     def expand(self, spectrum: Spectrum, noise: Noise) -> Modes:
@@ -90,7 +92,7 @@ class Modes:
     @property
     def loss_weights(self) -> Array:
         """½/λ, which makes loss out of gradient energy; zero where λ = 0, whose gradient vanishes."""
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             return np.where(self.eigenvalues == 0, 0.0, 0.5 / self.eigenvalues)
 
 
@@ -115,24 +117,33 @@ class State:
 def read_state(spectrum: Spectrum, gradient: Any, energy: Any) -> State:
     """Validate the state given as `gradient` ``(*batch, d)`` or as `energy` ``(*batch, blocks)``.
 
+    Round-off along λ = 0, which a gradient rotated into the eigenbasis carries, is taken for the zero that it is.
+
     Raises:
-        InvalidArgument: Both or neither, wrong shape, not finite, a negative energy, or a gradient along λ = 0.
+        InvalidArgument: Both or neither, wrong shape, empty, not finite, a negative energy, or a gradient along λ = 0.
     """
     if (gradient is None) == (energy is None):
         raise InvalidArgument("gradient, energy", "both or neither", "give exactly one of them")
     if gradient is not None:
-        vector = _finite("gradient", gradient, spectrum.dimension)
+        name, vector = "gradient", finite_rows("gradient", gradient, spectrum.dimension)
         with np.errstate(over="ignore", under="ignore"):
-            state = State(_block_sums(spectrum, vector * vector), vector)
+            blocks = _block_sums(spectrum, vector * vector)
     else:
-        blocks = _finite("energy", energy, spectrum.eigenvalues.size)
+        name, vector = "energy", None
+        blocks = finite_rows("energy", energy, spectrum.eigenvalues.size)
         if np.any(blocks < 0):
             raise InvalidArgument("energy", float(blocks.min()), "must not be negative")
-        state = State(blocks, None)
-    if np.any(state.energy[..., spectrum.eigenvalues == 0] != 0):
-        name = "energy" if gradient is None else "gradient"
-        raise InvalidArgument(name, "non-zero where λ = 0", "the gradient Hx of a quadratic vanishes there")
-    return state
+    with np.errstate(over="ignore"):
+        whole = blocks.sum(axis=-1, keepdims=True)
+    if not np.all(np.isfinite(whole)):
+        raise InvalidArgument(name, "an overflow", "the energy ‖g‖² must stay below 1.8e308")
+    null = spectrum.eigenvalues == 0
+    if np.any(null):
+        if np.any(blocks[..., null] > _NULL_SHARE * whole):
+            raise InvalidArgument(name, "non-zero where λ = 0", "the gradient Hx of a quadratic vanishes there")
+        blocks = np.where(null, 0.0, blocks)
+        vector = None if vector is None else np.where(np.repeat(null, spectrum.multiplicities), 0.0, vector)
+    return State(blocks, vector)
 
 
 def _block_sums(spectrum: Spectrum, values: Array) -> Array:
@@ -142,13 +153,13 @@ def _block_sums(spectrum: Spectrum, values: Array) -> Array:
     return np.add.reduceat(values, starts, axis=-1)
 
 
-def _finite(name: str, value: Any, size: int) -> Array:
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InvalidArgument(name, value, "must be numbers") from None
+def finite_rows(name: str, value: Any, size: int) -> Array:
+    """Finite vectors ``(*batch, size)`` as float64, at least one."""
+    array = real_array(name, value, "must be real numbers")
     if array.ndim == 0 or array.shape[-1] != size:
         raise InvalidArgument(name, array.shape, f"the last axis must have length {size}")
+    if array.size == 0:
+        raise InvalidArgument(name, array.shape, "must hold at least one vector")
     if not np.all(np.isfinite(array)):
         raise InvalidArgument(name, "NaN or inf", "must be finite")
     return array

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etastar.errors import InvalidArgument
-from etastar.quadratic.arguments import design_matrix, real_vector, symmetric_matrix
+from etastar.quadratic.arguments import design_matrix, real_vector, symmetric_matrix, whole_number
 from etastar.quadratic.spectrum import design_eigenbasis
 
 __all__ = ["Noise"]
@@ -57,7 +57,7 @@ class Noise:
             raise InvalidArgument("matrix", f"eigenvalue {values[0]:.3g}", "must be positive semi-definite")
         if values[0] < 0:
             sigma = (vectors * np.maximum(values, 0.0)) @ vectors.T
-        return cls(np.diag(sigma).copy(), sigma)
+        return cls(np.maximum(np.diag(sigma), 0.0), sigma)
 
     @classmethod
     def from_least_squares(cls, X: Any, y: Any, *, at: Any, batch_size: int, replace: bool = True) -> Noise:
@@ -76,13 +76,14 @@ class Noise:
             raise InvalidArgument("y", target.shape, f"must have one target for each of {n} samples")
         if weights.size != data.shape[1]:
             raise InvalidArgument("at", weights.shape, f"must have one weight for each of {data.shape[1]} features")
-        if not 1 <= batch_size <= n:
+        if not 1 <= whole_number("batch_size", batch_size) <= n:
             raise InvalidArgument("batch_size", batch_size, f"must be between 1 and the number of samples, {n}")
         _, basis = design_eigenbasis(data)
-        gradients = (data @ basis) * (data @ weights - target)[:, None]
-        centred = gradients - gradients.mean(axis=0)
         scale = 1.0 if replace or n == 1 else (n - batch_size) / (n - 1)
-        return cls.covariance(centred.T @ centred * (scale / n / batch_size))
+        with np.errstate(over="ignore", invalid="ignore"):
+            gradients = (data @ basis) * (data @ weights - target)[:, None]
+            centred = gradients - gradients.mean(axis=0)
+            return cls.covariance(centred.T @ centred * (scale / n / batch_size))
 
     def extremes(self) -> tuple[float, float]:
         """Smallest and largest eigenvalue of Σ."""

@@ -19,7 +19,7 @@ from etastar.quadratic.modes import Modes, State
 from etastar.quadratic.noise import Noise
 from etastar.quadratic.spectrum import Spectrum
 
-__all__ = ["Ensemble", "Paths"]
+__all__ = ["Ensemble", "Paths", "joint_root"]
 
 Array = npt.NDArray[np.float64]
 
@@ -95,10 +95,9 @@ class Ensemble:
 
     @property
     def weights(self) -> Array:
-        """Weights that turn squared leads into energies and loss, ``(blocks, 4)``: dominant, bulk, and their losses."""
-        dominant = np.arange(self.modes.eigenvalues.size) < self.modes.cut
+        """Weights that turn squared leads of one subspace into its energy and loss, ``(blocks, 2)``."""
         loss = self.modes.loss_weights
-        return np.stack([dominant, ~dominant, dominant * loss, ~dominant * loss], axis=1).astype(np.float64)
+        return np.stack([np.ones_like(loss), loss], axis=1)
 
     def streams(self, seed: Any, elements: int) -> list[tuple[slice, np.random.Generator]]:
         """Chunks of rows with a random stream each: about `elements` numbers, and at least two chunks if possible.
@@ -127,3 +126,9 @@ class Ensemble:
             gradient = gradient.reshape(*shape, gradient.shape[-1])
         diverged = ~np.all(finite, axis=-1)
         return Paths(times, alignment, dominant, bulk, loss, diverged, steps.reshape(shape), gradient)
+
+
+def joint_root(deviation: Array, correlation: Array) -> Array:
+    """S with S·Sᵀ the covariance, singular or not: scaled last, so that small variances keep all their digits."""
+    values, vectors = np.linalg.eigh(np.nan_to_num(correlation, posinf=0.0, neginf=0.0))
+    return deviation[:, None] * (vectors * np.sqrt(np.maximum(values, 0.0)))

@@ -7,7 +7,7 @@ never from differences of θ, and bisected where theory §4 proves a single turn
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from etastar.errors import InvalidArgument
 from etastar.quadratic.arguments import single_step_size
-from etastar.quadratic.exact import Decay, expected
+from etastar.quadratic.exact import Decay, expected, scaled_powers
 from etastar.quadratic.modes import Modes, State
 
 __all__ = ["Phases", "find_phases"]
@@ -69,6 +69,10 @@ def find_phases(modes: Modes, state: State, step_size: Any, noise_max: float) ->
     eta = single_step_size(step_size)
     if not np.any(state.energy > 0):
         raise InvalidArgument("gradient", 0.0, "is zero: the alignment is undefined")
+    # In units of the largest energy or variance: the course of θ does not depend on them.
+    _, unit = np.frexp(max(state.energy.max(), modes.variances.max()))
+    modes = replace(modes, variances=np.ldexp(modes.variances, -unit))
+    state, noise_max = State(np.ldexp(state.energy, -unit), None), float(np.ldexp(noise_max, -unit))
     trend = _Trend(modes, state, eta)
     complete = trend.single_turn_proved
     turns = trend.only_turn() if complete else trend.search()
@@ -76,7 +80,8 @@ def find_phases(modes: Modes, state: State, step_size: Any, noise_max: float) ->
     alignments = expected(modes, state, eta, np.array(sorted(set(times)))).alignment
     limit = trend.limit()
     known = [float(a) for a in alignments] + ([] if np.isnan(limit) else [limit])
-    assumption, t_star = _paper_t_star(modes, state, eta, noise_max)
+    with np.errstate(all="ignore"):  # spectra so wide that λ₁⁴/λ_d² overflows satisfy no hypothesis
+        assumption, t_star = _paper_t_star(modes, state, eta, noise_max)
     decay = trend.decay
     stability = "stable" if decay.stable else "unstable" if np.any(decay.loss_of_energy < 0) else "marginal"
     return Phases(
@@ -90,7 +95,7 @@ def find_phases(modes: Modes, state: State, step_size: Any, noise_max: float) ->
         t_star_sharp=trend.falls_until(eta),
         assumption_14=assumption,
         stability=stability,
-        shape=_describe(trend.sign(0), turns, complete, stability, limit),
+        shape=_describe(trend.first_sign(), turns, complete, stability, limit),
     )
 
 
@@ -106,7 +111,7 @@ class _Trend:
         self.drift = np.where(np.abs(drift) <= 1e-14 * (decay.injected + np.abs(lost)), 0.0, drift)
         moving = self.drift != 0
         self.slowest = float(np.max(decay.log_ratio[moving])) if np.any(moving) else 0.0
-        self.noisy = bool(np.any(decay.injected > 0))
+        self.noisy = bool(np.any(decay.noisy))
         # The factor e^(shift·t) common to all energies is left out.
         self.shift = max(0.0, self.slowest) if self.noisy else self.slowest
 
@@ -131,19 +136,21 @@ class _Trend:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             relative = np.exp(time * np.minimum(decay.log_ratio - self.slowest, 0.0))
             change_dominant, change_bulk = modes.total(self.drift * relative)
-            power = np.exp(time * np.minimum(decay.log_ratio - self.shift, 0.0))
-            energy = self.state.energy * power
+            kept, gone = scaled_powers(decay.log_ratio, time, self.shift, self.noisy)
+            energy = self.state.energy * kept
             if self.noisy:
-                gone = np.where(
-                    decay.loss_of_energy == 0, float(time), -np.expm1(time * decay.log_ratio) / _safe(decay)
-                )
-                energy = energy + decay.injected * gone * np.exp(-self.shift * time)
+                accrued = np.where(decay.marginal, decay.injected, 0.0) * time * np.exp(-self.shift * time)
+                energy = energy + decay.floor * gone + accrued
             dominant, bulk = modes.total(energy)
             rising, falling = bulk * change_dominant, dominant * change_bulk
         difference = rising - falling
         if not np.isfinite(difference) or abs(difference) <= 1e-13 * (abs(rising) + abs(falling)):
             return 0
         return 1 if difference > 0 else -1
+
+    def first_sign(self) -> int:
+        """The sign of the first change of θ that is one."""
+        return next((s for t in (0, *(2**i for i in range(50))) if (s := self.sign(t))), 0)
 
     def only_turn(self) -> list[Turn]:
         """The one turn there can be: a minimum, where θ falls at first."""
@@ -158,8 +165,11 @@ class _Trend:
 
     def search(self) -> list[Turn]:
         """Turns seen on a grid of times that is dense at first and geometric until all drifts have died out."""
-        rates = np.abs(self.decay.log_ratio[(self.drift != 0) & (self.decay.log_ratio != 0)])
-        longest = 60.0 / float(np.min(rates)) if rates.size else 1.0
+        # Energies settle at their own rates; in runs without noise, or unstable ones, at rates relative to the slowest.
+        log_ratio = self.decay.log_ratio[self.drift != 0]
+        rates = np.abs(log_ratio if self.shift == 0 else log_ratio - self.slowest)
+        span = 60.0 + (0.0 if self.noisy else self._span())
+        longest = span / float(np.min(rates[rates > 0])) if np.any(rates > 0) else 1.0
         count = int(np.clip(_CELLS // self.drift.size, 64, 2048))
         late = np.geomspace(_DENSE, max(min(longest, _HORIZON), _DENSE + 1.0), count).astype(np.int64)
         grid = np.unique(np.concatenate([np.arange(min(_DENSE, count)), late]))
@@ -175,20 +185,22 @@ class _Trend:
             previous, before = time, sign
         return turns
 
+    def _span(self) -> float:
+        """Logarithm of the largest over the smallest energy: what the slower of two modes may have to make up."""
+        energy = self.state.energy[self.state.energy > 0]
+        return float(np.log(energy.max()) - np.log(energy.min()))
+
     def limit(self) -> float:
         """θ_∞: of the floors; without noise, of the slowest energies; in an unstable run, of the fastest."""
-        decay, modes = self.decay, self.modes
-        if decay.stable and self.noisy:
-            energy = decay.floor + np.where(decay.loss_of_energy == 0, self.state.energy, 0.0)
+        decay, modes, start = self.decay, self.modes, self.state.energy
+        fastest = float(np.max(decay.log_ratio[(start > 0) | decay.noisy]))
+        leading = decay.log_ratio == fastest
+        if fastest > 0 or not self.noisy:  # E_0 + s²/(ρ − 1), the coefficient of ρ^t
+            energy = np.where(leading & (decay.contraction != 0), start - decay.floor, 0.0)
+        elif np.any(decay.injected[decay.marginal] > 0):
+            energy = np.where(decay.marginal, decay.injected, 0.0)
         else:
-            alive = (self.state.energy > 0) | (decay.injected > 0)
-            fastest = float(np.max(decay.log_ratio[alive]))
-            leading = alive & (decay.log_ratio == fastest)
-            if fastest > 0:  # E_0 + s²/(ρ − 1), the coefficient of ρ^t
-                weight = self.state.energy - decay.injected / np.where(leading, decay.loss_of_energy, -1.0)
-            else:
-                weight = decay.injected if np.any(decay.marginal) else self.state.energy
-            energy = np.where(leading, weight, 0.0)
+            energy = np.where(decay.loss_of_energy > 0, decay.floor, start)
         dominant, bulk = modes.total(energy)
         return float(dominant / (dominant + bulk)) if dominant + bulk > 0 else float("nan")
 
@@ -197,10 +209,10 @@ class _Trend:
         modes = self.modes
         top, upper, lower = (float(modes.eigenvalues[i]) for i in (0, modes.cut - 1, modes.cut))
         room = 2.0 / eta - top - lower
-        injected = float(np.sum((modes.eigenvalues**2 * modes.variances)[: modes.cut]))
+        injected = float(modes.curvature_moments(modes.variances)[0].second)
         if room <= 0 or not self.decay.stable or injected == 0 or np.any(self.drift[: modes.cut] > 0):
             return None
-        level = injected / ((upper - lower) * room)
+        level = float(np.divide(injected, upper - lower) / room)
 
         def above(time: int) -> bool:
             curve = expected(modes, self.state, eta, [time])
@@ -214,10 +226,6 @@ class _Trend:
             if high > _HORIZON:
                 return None
         return _bisect(lambda t: not above(t), high // 2, high)
-
-
-def _safe(decay: Decay) -> Array:
-    return np.where(decay.loss_of_energy == 0, 1.0, decay.loss_of_energy)
 
 
 def _has_sign(trend: _Trend, sign: int) -> Callable[[int], bool]:
@@ -235,8 +243,9 @@ def _bisect(reached: Callable[[int], bool], low: int, high: int) -> int:
 def _paper_t_star(modes: Modes, state: State, eta: float, noise_max: float) -> tuple[bool, int | None]:
     """Assumption 14, and t* = ⌊log(ϱ_D/(δ − Σ_D β_i))/(−2·log(1 − ηλ₁))⌋ as printed (T15)."""
     eigenvalues, cut = modes.eigenvalues, modes.cut
-    top, bottom = float(eigenvalues[0]), float(eigenvalues[-1])
-    gap, width = float(eigenvalues[cut - 1] - eigenvalues[cut]), top**2 - bottom**2
+    top, bottom = eigenvalues[0], eigenvalues[-1]
+    gap = eigenvalues[cut - 1] - eigenvalues[cut]
+    width = (top - bottom) * (top + bottom)
     if bottom <= 0 or width <= 0 or eta >= min(2.0 / top, 2.0 * gap / width):
         return False, None
     dominant, counts = eigenvalues[:cut], modes.multiplicities[:cut]
@@ -252,7 +261,8 @@ def _paper_t_star(modes: Modes, state: State, eta: float, noise_max: float) -> t
     holds = above and excess > delta - floors
     if not holds or eta * top >= 1 or delta <= floors:
         return holds, None
-    return True, int(np.floor(np.log(excess / (delta - floors)) / (-2.0 * np.log1p(-eta * top))))
+    t_star = np.log(excess / (delta - floors)) / (-2.0 * np.log1p(-eta * top))
+    return True, int(np.floor(t_star)) if np.isfinite(t_star) else None
 
 
 def _two_level_bounds(modes: Modes, state: State, decay: Decay, turns: list[Turn]) -> tuple[float, float] | None:

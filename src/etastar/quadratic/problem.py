@@ -16,7 +16,7 @@ from etastar.errors import InvalidArgument
 from etastar.moments import SplitMoments
 from etastar.quadratic import exact
 from etastar.quadratic.exact import Curve
-from etastar.quadratic.modes import Modes, read_state
+from etastar.quadratic.modes import Modes, finite_rows, read_state
 from etastar.quadratic.noise import Noise
 from etastar.quadratic.paths import Paths
 from etastar.quadratic.phases import Phases, find_phases
@@ -37,7 +37,7 @@ class Quadratic:
     of equal eigenvalues, shape ``(*batch, blocks)``, so that a dimension of 10⁹ can be entered.
 
     Raises:
-        InvalidArgument: A noise whose dimension is not that of the spectrum.
+        InvalidArgument: Not a Spectrum and a Noise, or a noise whose dimension is not that of the spectrum.
 
     Example:
         >>> q = Quadratic(Spectrum.two_level(10**9, 10, dominant=100.0, bulk=1.0), Noise.isotropic(1e-9))
@@ -51,14 +51,16 @@ class Quadratic:
     modes: Modes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        for name, value, kind in (("spectrum", self.spectrum, Spectrum), ("noise", self.noise, Noise)):
+            if not isinstance(value, kind):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InvalidArgument(name, value, f"must be a {kind.__name__}")
         object.__setattr__(self, "modes", Modes.resolve(self.spectrum, self.noise))
 
     def gradient_at(self, x: Any) -> Array:
         """Gradient Hx at parameters x in the eigenbasis, relative to the minimum; shape ``(*batch, d)``."""
-        parameters = np.asarray(x, dtype=np.float64)
-        if parameters.ndim == 0 or parameters.shape[-1] != self.spectrum.dimension:
-            raise InvalidArgument("x", parameters.shape, f"the last axis must have length {self.spectrum.dimension}")
-        return parameters * np.repeat(self.spectrum.eigenvalues, self.spectrum.multiplicities)
+        parameters = finite_rows("x", x, self.spectrum.dimension)
+        with np.errstate(over="ignore"):
+            return parameters * np.repeat(self.spectrum.eigenvalues, self.spectrum.multiplicities)
 
     def moments(self, gradient: Any = None, *, energy: Any = None) -> SplitMoments:
         """The moments of one step from a state, batch shape ``(*batch)``."""

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from etastar.compensated import dot
 from etastar.quadratic.arguments import read_times, single_step_size
 from etastar.quadratic.exact import Decay
 from etastar.quadratic.modes import Modes, State
 from etastar.quadratic.noise import Noise
-from etastar.quadratic.paths import Ensemble, Paths
+from etastar.quadratic.paths import Ensemble, Paths, joint_root
 from etastar.quadratic.spectrum import Spectrum
 
 __all__ = ["sample"]
@@ -54,7 +53,7 @@ def sample(
     ensemble = Ensemble.of(spectrum, noise, modes, state, replicas, keep_gradient)
     decay = Decay.of(ensemble.modes, eta)
     spacings = np.diff(when, prepend=0)
-    leaps = {int(s): _leap(ensemble.modes, decay, eta, int(s)) for s in np.unique(spacings)}
+    leaps = {int(s): _leap(ensemble, decay, int(s)) for s in np.unique(spacings)}
     rows, blocks = ensemble.start.shape
     sums = np.empty((rows, when.size, 4))
     gradient = np.empty((rows, when.size, blocks)) if keep_gradient else None
@@ -68,37 +67,38 @@ def sample(
     with ThreadPoolExecutor(min(len(chunks), os.cpu_count() or 1)) as pool:
         list(pool.map(run, chunks))
     taken = np.full((rows, when.size), eta)
+    taken[:, -1] = np.nan
     return ensemble.paths(when, sums, taken, gradient)
 
 
-def _leap(modes: Modes, decay: Decay, eta: float, steps: int) -> _Leap:
+def _leap(ensemble: Ensemble, decay: Decay, steps: int) -> _Leap:
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         sign = np.where(decay.contraction < 0, -1.0, 1.0) ** (steps % 2)
         factor = sign * np.exp(0.5 * steps * decay.log_ratio)
-        if modes.covariance is not None:
-            return _Leap(factor, np.zeros(0), _joint_root(modes, decay, eta, steps))
-        spread = np.where(
-            decay.loss_of_energy == 0, float(steps), -np.expm1(steps * decay.log_ratio) / decay.loss_of_energy
-        )
-        return _Leap(factor, np.sqrt(decay.injected / modes.multiplicities * spread), None)
+        lost = decay.loss_of_energy
+        spread = np.where(lost == 0, float(steps), -np.expm1(steps * decay.log_ratio) / lost)
+        per_step = np.abs(decay.product) * ensemble.deviation
+        deviation = np.where(per_step == 0, 0.0, per_step * np.sqrt(spread))
+        covariance = ensemble.modes.covariance
+        root = None if covariance is None else joint_root(deviation, _correlation(covariance, decay, steps))
+    return _Leap(factor, deviation, root)
 
 
-def _joint_root(modes: Modes, decay: Decay, eta: float, steps: int) -> Array:
-    """Root of Cov_ij = η²λ_iλ_jΣ_ij·(1 − r^s)/(1 − r), r = (1 − ηλ_i)(1 − ηλ_j); Σ may be singular."""
-    covariance = modes.covariance
-    if covariance is None or steps == 0:
-        return np.zeros((modes.eigenvalues.size,) * 2)
-    alpha = eta * modes.eigenvalues
-    contraction = decay.contraction
-    # 1 − r = α_i + α_j − α_iα_j, compensated: it vanishes where two modes do not decay.
-    lack = dot((alpha[:, None], 1.0), (alpha[None, :], 1.0), (-alpha[:, None], alpha[None, :])).to_float()
-    log_r = 0.5 * (decay.log_ratio[:, None] + decay.log_ratio[None, :])
-    negative = np.signbit(contraction)[:, None] != np.signbit(contraction)[None, :]
-    power = np.exp(steps * log_r)
-    gone = np.where(negative, 1.0 - (-1.0) ** (steps % 2) * power, -np.expm1(steps * log_r))
-    geometric = np.where(lack == 0, float(steps), gone / np.where(lack == 0, 1.0, lack))
-    values, vectors = np.linalg.eigh(np.outer(alpha, alpha) * covariance * geometric)
-    return vectors * np.sqrt(np.maximum(values, 0.0))
+def _correlation(covariance: Array, decay: Decay, steps: int) -> Array:
+    """Of the noise of `steps` steps, whose covariance is η²λ_iλ_jΣ_ij·(1 − r^s)/(1 − r), r = (1 − ηλ_i)(1 − ηλ_j).
+
+    Both 1 − r and 1 − r^s come from log |r|: they stay consistent where two modes hardly decay.
+    """
+    negative = np.signbit(decay.contraction)
+    differ = negative[:, None] != negative
+    log_r = 0.5 * (decay.log_ratio[:, None] + decay.log_ratio)
+    power, one = np.exp(steps * log_r), np.exp(log_r)
+    lack = np.where(differ, 1.0 + one, -np.expm1(log_r))
+    gone = np.where(differ, 1.0 - (-1.0) ** (steps % 2) * power, -np.expm1(steps * log_r))
+    geometric = np.where(lack == 0, float(steps), gone / lack)
+    signed = np.sign(decay.product)[:, None] * np.sign(decay.product) * covariance * geometric
+    scale = np.sqrt(np.diag(covariance) * np.diag(geometric))
+    return signed / scale[:, None] / scale
 
 
 def _run(
@@ -110,7 +110,7 @@ def _run(
     gradient: Array | None,
 ) -> None:
     lead = ensemble.start[part].copy()
-    weights, several = ensemble.weights, ensemble.chi_square
+    weights, several, cut = ensemble.weights, ensemble.chi_square, ensemble.modes.cut
     shape = (ensemble.modes.multiplicities[several] - 1) / 2
     scratch = np.empty((_AHEAD, *lead.shape))
     moved = np.empty_like(lead)
@@ -125,6 +125,8 @@ def _run(
                 else:
                     value[...] = value @ leap.root.T
                 np.multiply(lead, leap.factor, out=moved)
+                if np.any(np.isinf(leap.factor)):
+                    moved[lead == 0] = 0.0
                 value += moved
                 if several.size:
                     _rest_of_block(value, several, shape, leap.deviation, rng)
@@ -133,7 +135,10 @@ def _run(
             if gradient is not None:
                 gradient[part, first : first + len(leaps)] = drawn.transpose(1, 0, 2)
             np.square(drawn, out=drawn)
-            sums[part, first : first + len(leaps)] = (drawn @ weights).transpose(1, 0, 2)
+            block = sums[part, first : first + len(leaps)]
+            # Per subspace, so that one that overflows leaves the other's sums alone.
+            block[..., 0::2] = (drawn[..., :cut] @ weights[:cut]).transpose(1, 0, 2)
+            block[..., 1::2] = (drawn[..., cut:] @ weights[cut:]).transpose(1, 0, 2)
 
 
 def _rest_of_block(

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from etastar.errors import InvalidArgument
-from etastar.quadratic.arguments import design_matrix, real_vector, symmetric_matrix, whole_number
+from etastar.moments import real_array
+from etastar.quadratic.arguments import design_matrix, finite_number, real_vector, symmetric_matrix, whole_number
 
 __all__ = ["Spectrum"]
 
@@ -45,8 +46,9 @@ class Spectrum:
 
     def __post_init__(self) -> None:
         eigenvalues = real_vector("eigenvalues", self.eigenvalues)
-        if np.any(np.diff(eigenvalues) > 0):
-            where = int(np.argmax(np.diff(eigenvalues) > 0))
+        rising = eigenvalues[1:] > eigenvalues[:-1]
+        if np.any(rising):
+            where = int(np.argmax(rising))
             given = float(eigenvalues[where + 1])
             raise InvalidArgument(f"eigenvalues[{where + 1}]", given, "eigenvalues must be sorted, largest first")
         counts = np.ones(eigenvalues.size, dtype=np.int64)
@@ -54,6 +56,9 @@ class Spectrum:
             counts = _counts(self.multiplicities, eigenvalues.size)
         rank = whole_number("rank", self.rank)
         _check_cut(eigenvalues, counts, rank)
+        size = int(counts.sum())
+        if self.basis is not None and np.shape(self.basis) != (size, size):
+            raise InvalidArgument("basis", np.shape(self.basis), f"must hold {size} eigenvectors as columns")
         object.__setattr__(self, "eigenvalues", eigenvalues)
         object.__setattr__(self, "multiplicities", counts)
         object.__setattr__(self, "rank", rank)
@@ -90,7 +95,8 @@ class Spectrum:
         size = whole_number("dimension", dimension)
         if size < 2:
             raise InvalidArgument("dimension", dimension, "must be at least 2")
-        return cls(largest * np.arange(1.0, size + 1) ** -float(exponent), rank)
+        scale, power = finite_number("largest", largest, least=0.0), finite_number("exponent", exponent, least=0.0)
+        return cls(scale * np.arange(1.0, size + 1) ** -power, rank)
 
     @classmethod
     def paper(cls, ratio: float = 100.0, dimension: int = 500, rank: int = 50) -> Spectrum:
@@ -105,8 +111,8 @@ class Spectrum:
         size, k = whole_number("dimension", dimension), whole_number("rank", rank)
         if not 0 < k < size:
             raise InvalidArgument("rank", rank, f"must be at least 1 and less than the dimension {size}")
-        if not (np.isfinite(ratio) and ratio + 0.1 > 1.0):
-            raise InvalidArgument("ratio", ratio, "must be finite and above 0.9, so that dominant exceeds bulk")
+        if finite_number("ratio", ratio) + 0.1 <= 1.0:
+            raise InvalidArgument("ratio", ratio, "must be above 0.9, so that dominant exceeds bulk")
         dominant = np.linspace(100.0, 80.0, k)
         bulk = np.linspace(7.0, 1.0, size - k)
         return cls(np.concatenate([dominant, bulk * (dominant[-1] / (ratio + 0.1) / bulk[0])]), k)
@@ -120,10 +126,9 @@ class Spectrum:
     @classmethod
     def from_least_squares(cls, X: Any, rank: int, ridge: float = 0.0) -> Spectrum:
         """Spectrum of the loss ½·mean((Xw − y)²) + ½·ridge·‖w‖², X of shape ``(n, d)``: H = XᵀX/n + ridge·I."""
-        if not (np.isfinite(ridge) and ridge >= 0):
-            raise InvalidArgument("ridge", ridge, "must be finite and not negative")
+        added = finite_number("ridge", ridge, least=0.0)
         eigenvalues, basis = design_eigenbasis(design_matrix(X))
-        return cls(eigenvalues + ridge, rank, basis=basis)
+        return cls(eigenvalues + added, rank, basis=basis)
 
     def to_eigenbasis(self, v: Any) -> Array:
         """Coordinates of parameter-space vectors ``(*batch, d)`` in the eigenbasis."""
@@ -136,7 +141,7 @@ class Spectrum:
         return vectors if self.basis is None else vectors @ self.basis.T
 
     def _vectors(self, v: Any) -> Array:
-        vectors = np.asarray(v, dtype=np.float64)
+        vectors = real_array("v", v, "must be real numbers")
         if vectors.ndim == 0 or vectors.shape[-1] != self.dimension:
             raise InvalidArgument("v", vectors.shape, f"the last axis must have the dimension {self.dimension}")
         return vectors
@@ -147,7 +152,8 @@ def design_eigenbasis(X: Array) -> tuple[Array, Array]:
     triangle = np.linalg.qr(X, mode="r")
     _, singular, rows = np.linalg.svd(triangle, full_matrices=True)
     eigenvalues = np.zeros(X.shape[1])
-    eigenvalues[: singular.size] = singular**2 / X.shape[0]
+    with np.errstate(over="ignore"):
+        eigenvalues[: singular.size] = singular**2 / X.shape[0]
     return eigenvalues, rows.T
 
 
@@ -165,7 +171,7 @@ def _check_cut(eigenvalues: Array, counts: npt.NDArray[np.int64], rank: int) -> 
     if not 0 < rank < ends[-1]:
         raise InvalidArgument("rank", rank, f"must be at least 1 and less than the dimension {ends[-1]}")
     # Clean cuts: between blocks whose eigenvalues differ.
-    clean = ends[:-1][np.diff(eigenvalues) < 0]
+    clean = ends[:-1][eigenvalues[1:] < eigenvalues[:-1]]
     if rank not in clean:
         below, above = clean[clean < rank], clean[clean > rank]
         nearest = [str(int(cut)) for cut in (*below[-1:], *above[:1])]

@@ -26,7 +26,7 @@ from etastar.moments import CurvatureMoments, SplitMoments, SubspaceMoments
 from etastar.quadratic.arguments import read_times, whole_number
 from etastar.quadratic.modes import Modes, State
 from etastar.quadratic.noise import Noise
-from etastar.quadratic.paths import Ensemble, Paths
+from etastar.quadratic.paths import Ensemble, Paths, joint_root
 from etastar.quadratic.spectrum import Spectrum
 
 __all__ = ["SimulationState", "StepSize", "simulate"]
@@ -99,6 +99,8 @@ class _Stepper:
         modes = ensemble.modes
         self.ensemble = ensemble
         self.step_size = step_size if callable(step_size) else as_step_size(step_size)
+        if isinstance(self.step_size, np.ndarray) and self.step_size.ndim:
+            raise InvalidArgument("step_size", step_size, "must be one number, or a function of the state")
         self.lead = ensemble.start.copy()
         self.chunks = ensemble.streams(seed, _CHUNK)
         moving = np.ones(modes.eigenvalues.size)
@@ -107,14 +109,19 @@ class _Stepper:
             moving = np.where(dominant == (projection == "dominant"), 1.0, 0.0)
         self.rate = moving * modes.eigenvalues  # what a unit step moves, per block
         self.root = _root(modes.covariance)
-        # Squared leads times this: per subspace the energy, its loss, and the first and second moment.
-        powers = np.stack([np.ones_like(moving), modes.loss_weights, modes.eigenvalues, modes.eigenvalues**2], 1)
-        self.weights = np.zeros((moving.size, 8))
-        self.weights[: modes.cut, :4] = powers[: modes.cut]
-        self.weights[modes.cut :, 4:] = powers[modes.cut :]
         self.noise = modes.curvature_moments(modes.variances)
+        self.sums = np.empty((self.lead.shape[0], 8))
+        # Squared leads of a subspace times this: the energy, its loss, and the first and second moment.
         with np.errstate(over="ignore", invalid="ignore"):
-            self.sums = np.square(self.lead) @ self.weights
+            powers = [modes.eigenvalues**p for p in (0, 1, 2)]
+            self.weights = np.stack([powers[0], modes.loss_weights, *powers[1:]], 1)
+            self._add_up(slice(None), np.square(self.lead))
+
+    def _add_up(self, rows: slice, squares: Array) -> None:
+        """Per subspace, so that one that overflows leaves the other's sums alone."""
+        cut = self.ensemble.modes.cut
+        self.sums[rows, :4] = squares[:, :cut] @ self.weights[:cut]
+        self.sums[rows, 4:] = squares[:, cut:] @ self.weights[cut:]
 
     def run(self, when: npt.NDArray[np.int64], keep_gradient: bool) -> Paths:
         rows, blocks = self.lead.shape
@@ -175,12 +182,12 @@ class _Stepper:
                 spread = np.square(scale[:, several] * self.ensemble.deviation[several])
                 lead[:, several] = np.sqrt(np.square(lead[:, several]) + spread * rest)
             np.square(lead, out=move)
-            self.sums[part] = move @ self.weights
+            self._add_up(part, move)
 
 
 def _root(covariance: Array | None) -> Array | None:
-    """S with S·Sᵀ = Σ, also where Σ is singular."""
     if covariance is None:
         return None
-    values, vectors = np.linalg.eigh(covariance)
-    return vectors * np.sqrt(np.maximum(values, 0.0))
+    deviation = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return joint_root(deviation, covariance / deviation[:, None] / deviation)

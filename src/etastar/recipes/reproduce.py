@@ -1,0 +1,163 @@
+"""The main job: the paper reproduced and audited, as one report, PNGs and machine-readable results.
+
+Everything is computed before the first file is written, and ``report.html`` comes last, so that an interruption
+leaves an old report or a new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from etastar.claims import audit
+from etastar.errors import InvalidFile
+from etastar.files import write_text
+from etastar.recipes.claims_audit import audit_section
+from etastar.recipes.demonstrations import demonstrations
+from etastar.recipes.paper_figures import paper_sections, run_paper
+from etastar.recipes.real_least_squares import real_section
+from etastar.report import Section, render_html, render_png
+
+__all__ = ["Reproduction", "output_directory", "reproduce", "write_reproduction"]
+
+Progress = Callable[[str, int, int], None]
+_SCHEMA = "etastar.reproduction"
+_LEAD = (
+    "“Suspicious Alignment of SGD” (Deng et al., ALT 2026, arXiv 2601.11789), item by item: the [[exact]] curve, "
+    "[[sampled]] runs, the statistic that the paper plots, and our reading. The [[critical step size]] η* says whether "
+    "the next step lowers or raises the [[alignment]]; the [[dominant threshold]] and the [[bulk threshold]] say which "
+    "subspace a step helps. Hover over a dotted term or a table's head for its definition."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reproduction:
+    """All sections, with how long each group took.
+
+    Attributes:
+        sections: In reading order.
+        seed: Seed of everything that is drawn.
+        quick: Whether it was the short form.
+        seconds: Wall time per group, [s].
+    """
+
+    sections: list[Section]
+    seed: int
+    quick: bool
+    seconds: dict[str, float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(section.passed for section in self.sections)
+
+    def results(self) -> dict[str, Any]:
+        """What ``results.json`` holds: the same for the same seed, ``environment`` and ``seconds`` apart."""
+        return {
+            "schema": _SCHEMA,
+            "version": 1,
+            "seed": self.seed,
+            "quick": self.quick,
+            "passed": self.passed,
+            "sections": [_section_results(section) for section in self.sections],
+            "environment": _environment(),
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+        }
+
+
+def reproduce(quick: bool = False, seed: int = 0, progress: Progress | None = None) -> Reproduction:
+    """Run everything: figures, demonstrations, real data, and the audit (10,000 instances a claim; quick: 300)."""
+    told = progress or _silent
+    seconds: dict[str, float] = {}
+    sections: list[Section] = []
+
+    def timed(name: str, done: int, work: Callable[[], list[Section]]) -> None:
+        told(name, done, 5)
+        begin = time.perf_counter()
+        sections.extend(work())
+        seconds[name] = time.perf_counter() - begin
+
+    runs: dict[int, Any] = {}
+
+    def figures() -> list[Section]:
+        runs.update(run_paper(quick, seed))
+        return paper_sections(runs, quick, seed)
+
+    def audited() -> list[Section]:
+        return [audit_section(audit(instances=300 if quick else 10_000, seed=seed, progress=inner))]
+
+    def inner(claim: str, done: int, total: int) -> None:
+        told(f"audit of the claims ({claim}, {done} of {total})", 3, 5)
+
+    timed("figures of the paper", 0, figures)
+    timed("criteria demonstrated", 1, lambda: demonstrations(runs[100], quick, seed))
+    timed("real least squares", 2, lambda: [real_section(quick, seed)])
+    timed("audit of the claims", 3, audited)
+    told("writing the report", 4, 5)
+    return Reproduction(sections, seed, quick, seconds)
+
+
+def _silent(_name: str, _done: int, _total: int) -> None:
+    pass
+
+
+def output_directory(path: str | Path) -> Path:
+    """The directory to write into; InvalidFile where it is a file or cannot be made. Nothing is created here."""
+    target = Path(path)
+    existing = next(p for p in (target, *target.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise InvalidFile("out", str(target), f"{existing} is a file; name a directory")
+    return target
+
+
+def write_reproduction(reproduction: Reproduction, out: str | Path) -> list[Path]:
+    """Write PNGs, ``results.json`` and, last, ``report.html``; returns their paths."""
+    target = output_directory(out)
+    figures = [figure for section in reproduction.sections for figure in section.figures]
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in reproduction.seconds.items())
+    footer = f"etastar {version('etastar')} · seed {reproduction.seed} · {seconds}\nRemake it with: etastar reproduce"
+    page = render_html("Suspicious alignment of SGD, reproduced and audited", _LEAD, reproduction.sections, footer)
+    results = json.dumps(reproduction.results(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=target, prefix=".writing-"))
+    except OSError as error:
+        raise InvalidFile("out", str(target), f"cannot be written: {error.strerror or error}") from None
+    try:
+        for figure in figures:
+            (scratch / f"{figure.name}.png").write_bytes(render_png(figure, 80 if reproduction.quick else 150))
+        paths: list[Path] = []
+        for figure in figures:
+            paths.append((scratch / f"{figure.name}.png").replace(target / f"{figure.name}.png"))
+        for name, text in (("results.json", results), ("report.html", page)):
+            write_text(target / name, text)
+            paths.append(target / name)
+    except OSError as error:
+        raise InvalidFile("out", str(target), f"cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return paths
+
+
+def _section_results(section: Section) -> dict[str, Any]:
+    checks = [{"statement": c.statement, "passed": c.passed, "measured": c.measured} for c in section.checks]
+    return {
+        "name": section.name,
+        "title": section.title,
+        "passed": section.passed,
+        "checks": checks,
+        "data": section.data,
+    }
+
+
+def _environment() -> dict[str, str]:
+    packages = ("etastar", "numpy", "scipy", "matplotlib", "plotly", "scikit-learn")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -1,0 +1,28 @@
+"""Reports: figures, tables and checks as PNGs and one self-contained HTML page.
+
+It reads plain data; producers and reports meet only in ``etastar.recipes`` and the command line.
+"""
+
+from __future__ import annotations
+
+from etastar.report.document import Check, Column, Section, Table, render_html
+from etastar.report.figures import COLOURS, Band, Figure, Line, Panel, Points, Reference, Shade, sequence
+from etastar.report.png import render_png
+
+__all__ = [
+    "COLOURS",
+    "Band",
+    "Check",
+    "Column",
+    "Figure",
+    "Line",
+    "Panel",
+    "Points",
+    "Reference",
+    "Section",
+    "Shade",
+    "Table",
+    "render_html",
+    "render_png",
+    "sequence",
+]

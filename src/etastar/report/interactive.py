@@ -1,0 +1,131 @@
+"""Zoomable figures for the page: a ``Figure`` as the JSON that plotly.js draws.
+
+Only the JSON is made here; the page carries plotly.js itself, so that it needs no network.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from etastar.report.figures import Band, Figure, Line, Mark, Panel, Points, Reference, Shade
+
+__all__ = ["plotly_figure", "plotly_script"]
+
+_FONT = {"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 13, "color": "#222"}
+
+
+def plotly_script() -> str:
+    """The source of plotly.js, from the installed plotly package."""
+    return (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+
+
+def plotly_figure(figure: Figure) -> dict[str, Any]:
+    """A figure as plotly JSON: ``data``, ``layout``."""
+    data: list[dict[str, Any]] = []
+    layout: dict[str, Any] = {
+        "font": _FONT,
+        "margin": {"l": 64, "r": 16, "t": 34, "b": 92},
+        "height": 420,
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "hovermode": "closest",
+        "legend": {"orientation": "h", "y": -0.24, "yanchor": "top", "font": {"size": 11}},
+        "shapes": [],
+        "annotations": [],
+    }
+    count = len(figure.panels)
+    gap = 0.09 if count > 1 else 0.0
+    width = (1.0 - gap * (count - 1)) / count
+    for index, panel in enumerate(figure.panels):
+        left = index * (width + gap)
+        _add_panel(data, layout, panel, index, (left, left + width))
+    return {"data": data, "layout": layout}
+
+
+def _add_panel(
+    data: list[dict[str, Any]], layout: dict[str, Any], panel: Panel, index: int, domain: tuple[float, float]
+) -> None:
+    suffix = "" if index == 0 else str(index + 1)
+    axis = {"gridcolor": "#ececec", "zeroline": False, "linecolor": "#bbb", "ticks": "outside"}
+    x_axis = axis | {"title": {"text": _label(panel.x_label)}, "type": panel.x_scale, "domain": list(domain)}
+    y_axis = axis | {"title": {"text": _label(panel.y_label)}, "type": panel.y_scale, "anchor": f"x{suffix}"}
+    for one, scale in ((x_axis, panel.x_scale), (y_axis, panel.y_scale)):
+        if scale == "log":
+            one |= {"dtick": 1, "exponentformat": "power"}
+    if panel.y_range is not None:
+        limits = np.log10(panel.y_range) if panel.y_scale == "log" else np.asarray(panel.y_range)
+        y_axis["range"] = limits.tolist()
+    layout[f"xaxis{suffix}"], layout[f"yaxis{suffix}"] = x_axis, y_axis
+    if panel.title:
+        place = {"x": domain[0], "y": 1.02, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+        layout["annotations"].append(
+            place | {"text": f"<b>{_label(panel.title)}</b>", "showarrow": False, "font": {"size": 13}}
+        )
+    for mark in panel.marks:
+        traces, shapes = _mark(mark, suffix)
+        for trace in traces:
+            trace |= {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+            if not panel.legend:
+                trace["showlegend"] = False
+        data += traces
+        layout["shapes"] += shapes
+
+
+def _mark(mark: Mark, suffix: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    named: dict[str, Any] = {
+        "name": _label(mark.label),
+        "showlegend": bool(mark.label),
+        "legendgroup": mark.label or None,
+    }
+    hover: dict[str, Any] = {} if mark.label else {"hoverinfo": "x+y"}
+    match mark:
+        case Line():
+            line = {"color": mark.colour, "width": mark.width, "dash": mark.dash}
+            trace = {"type": "scatter", "mode": "lines", "line": line, "opacity": mark.opacity}
+            return [trace | {"x": _numbers(mark.x), "y": _numbers(mark.y)} | named | hover], []
+        case Points():
+            trace: dict[str, Any] = {"type": "scatter", "mode": "markers", "marker": {"color": mark.colour, "size": 6}}
+            if mark.error is not None:
+                trace["error_y"] = {"type": "data", "array": _numbers(mark.error), "thickness": 1.2, "width": 2}
+            return [trace | {"x": _numbers(mark.x), "y": _numbers(mark.y)} | named | hover], []
+        case Band():
+            edge = {"type": "scatter", "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
+            low = edge | {"x": _numbers(mark.x), "y": _numbers(mark.low), "showlegend": False}
+            high = edge | {"x": _numbers(mark.x), "y": _numbers(mark.high), "fill": "tonexty"}
+            return [low, high | {"fillcolor": _transparent(mark.colour)} | named], []
+        case Reference():
+            across, along = ("y", "x") if mark.axis == "y" else ("x", "y")
+            shape = {"type": "line", "line": {"color": mark.colour, "width": 1.2, "dash": "dash"}}
+            shape |= {f"{along}ref": f"{along}{suffix} domain", f"{along}0": 0, f"{along}1": 1}
+            shape |= {f"{across}ref": f"{across}{suffix}", f"{across}0": mark.value, f"{across}1": mark.value}
+            # An empty trace stands in the legend for the line.
+            stand_in = {"type": "scatter", "mode": "lines", "x": [None], "y": [None]}
+            stand_in |= {"line": {"color": mark.colour, "width": 1.2, "dash": "dash"}}
+            return ([stand_in | named] if mark.label else []), [shape]
+        case Shade():
+            shape = {"type": "rect", "fillcolor": _transparent(mark.colour), "line": {"width": 0}, "layer": "below"}
+            shape |= {"xref": f"x{suffix}", "x0": mark.low, "x1": mark.high}
+            shape |= {"yref": f"y{suffix} domain", "y0": 0, "y1": 1}
+            stand_in = {"type": "scatter", "mode": "markers", "x": [None], "y": [None]}
+            stand_in |= {"marker": {"color": _transparent(mark.colour), "size": 12, "symbol": "square"}}
+            return ([stand_in | named] if mark.label else []), [shape]
+
+
+def _numbers(values: Any) -> list[float | None]:
+    """Six significant digits are more than a screen shows; NaN breaks a line."""
+    flat = np.asarray(values, dtype=np.float64).ravel()
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in flat.tolist()]
+
+
+def _label(text: str) -> str:
+    """Plotly reads a little HTML in labels; ours are text."""
+    return escape(text, quote=False)
+
+
+def _transparent(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.2)"
