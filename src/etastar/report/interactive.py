@@ -28,11 +28,12 @@ def plotly_figure(figure: Figure) -> dict[str, Any]:
     data: list[dict[str, Any]] = []
     layout: dict[str, Any] = {
         "font": _FONT,
-        "margin": {"l": 64, "r": 16, "t": 34, "b": 92},
+        "margin": {"l": 64, "r": 40, "t": 34, "b": 92},
         "height": 420,
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "hovermode": "closest",
+        "modebar": {"orientation": "v"},
         "legend": {"orientation": "h", "y": -0.24, "yanchor": "top", "font": {"size": 11}},
         "shapes": [],
         "annotations": [],
@@ -43,6 +44,7 @@ def plotly_figure(figure: Figure) -> dict[str, Any]:
     for index, panel in enumerate(figure.panels):
         left = index * (width + gap)
         _add_panel(data, layout, panel, index, (left, left + width))
+    _name_each_once(data)
     return {"data": data, "layout": layout}
 
 
@@ -55,7 +57,7 @@ def _add_panel(
     y_axis = axis | {"title": {"text": _label(panel.y_label)}, "type": panel.y_scale, "anchor": f"x{suffix}"}
     for one, scale in ((x_axis, panel.x_scale), (y_axis, panel.y_scale)):
         if scale == "log":
-            one |= {"dtick": 1, "exponentformat": "power"}
+            one["exponentformat"] = "power"
     if panel.y_range is not None:
         limits = np.log10(panel.y_range) if panel.y_scale == "log" else np.asarray(panel.y_range)
         y_axis["range"] = limits.tolist()
@@ -73,6 +75,16 @@ def _add_panel(
                 trace["showlegend"] = False
         data += traces
         layout["shapes"] += shapes
+
+
+def _name_each_once(data: list[dict[str, Any]]) -> None:
+    """One legend serves all panels: a label drawn alike in several of them is listed once, and hides together."""
+    seen: set[str] = set()
+    for trace in data:
+        key = repr((trace.get("name"), trace["type"], trace["mode"], trace.get("line"), trace.get("marker")))
+        if trace.get("showlegend") and key in seen:
+            trace["showlegend"] = False
+        seen.add(key)
 
 
 def _mark(mark: Mark, suffix: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
