@@ -318,20 +318,20 @@ def _border(split: SplitMoments, power: str) -> Any:
     d0, b0 = D.signal.zeroth, B.signal.zeroth
     gap = dot((b0, getattr(D.signal, power)), (-d0, getattr(B.signal, power))) / dot((d0, b0))
     spread = gap * dot((d0, 1.0), (b0, 1.0))
-    return quadratic_border(*aligned(_one(getattr(D.noise, power)), _one(getattr(B.noise, power)), spread))[()]
+    t, u = getattr(D.noise, power), getattr(B.noise, power)
+    root = quadratic_border(*aligned(_one(t), _one(u), spread))
+    return np.where((t >= 0) & (u >= 0), root, np.nan)[()]
 
 
-def quadratic_border(t: Any, u: Any, s: Any) -> Array:
+def quadratic_border(t: Array, u: Array, s: Array) -> Array:
     """F(t, u, s): the root in [0, 1] of −sθ² + (s − t − u)θ + t, for t, u ≥ 0; NaN otherwise or when all are zero.
 
     The discriminant (s − t − u)² + 4st equals (s + t − u)² + 4tu, a sum of squares, so that nothing cancels.
     """
-    t, u, s = (np.asarray(value, dtype=np.float64) for value in (t, u, s))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         root = np.hypot(s + t - u, 2.0 * np.sqrt(t) * np.sqrt(u))
         below = s <= t + u
-        value = np.where(below, 2.0 * t / ((t + u - s) + root), ((s - t - u) + root) / (2.0 * s))
-    return np.where((t >= 0) & (u >= 0), value, np.nan)
+        return np.where(below, 2.0 * t / ((t + u - s) + root), ((s - t - u) + root) / (2.0 * s))
 
 
 def _one(value: Array) -> Scaled:

@@ -44,7 +44,7 @@ def _squared_contractions(s: Instances) -> Number:
 
 
 def _room(s: Instances) -> Number:
-    """gap (2/η − λ₁ − λ_{k+1})."""
+    """Gap (2/η − λ₁ − λ_{k+1})."""
     return s.gap * (2 / s.step_size - s.lambda_1 - s.lambda_k1)
 
 

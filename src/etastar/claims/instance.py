@@ -220,7 +220,7 @@ class Instances:
 
     @property
     def ratio(self) -> Number:
-        """r = λ_k/λ_{k+1} (the paper's m)."""
+        """R = λ_k/λ_{k+1} (the paper's m)."""
         return self.lambda_k / self.lambda_k1
 
     @property

@@ -10,7 +10,7 @@ from fractions import Fraction
 from etastar.claims.border import high_border, loss_border
 from etastar.claims.claim import Claim, Comparison, at_most, less, same_sign
 from etastar.claims.instance import Instances
-from etastar.claims.number import Number, Truth
+from etastar.claims.number import Number
 
 __all__ = ["CLAIMS"]
 
@@ -130,7 +130,7 @@ def _trace_bounds(s: Instances) -> list[Comparison]:
 
 
 def _printed_rate(s: Instances) -> Number:
-    """s λ_{k+1}(r − 1), the printed rate."""
+    """S λ_{k+1}(r − 1), the printed rate."""
     return s.signal(2).total * s.lambda_k1 * (s.ratio - 1)
 
 

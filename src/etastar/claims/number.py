@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isqrt
-from typing import Any, cast, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,9 +53,17 @@ class Number(Protocol):
     def __le__(self, other: Any, /) -> Truth: ...
     def __ge__(self, other: Any, /) -> Truth: ...
     def __getitem__(self, index: Any, /) -> Number: ...
-    def sum(self, axis: int) -> Number: ...
-    def max(self, axis: int) -> Number: ...
-    def min(self, axis: int) -> Number: ...
+    def sum(self, axis: int, /) -> Number:
+        """Sum along an axis."""
+        ...
+
+    def max(self, axis: int, /) -> Number:
+        """Largest along an axis."""
+        ...
+
+    def min(self, axis: int, /) -> Number:
+        """Smallest along an axis."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,13 @@ _NOISY = (Instances.is_moving, Instances.is_noisy_throughout)
 
 
 def _bulk_noise_share(s: Instances) -> Truth:
-    """θ ≥ e_B/(e_B + e_D), the hypothesis of T8 as printed"""
+    """θ ≥ e_B/(e_B + e_D), the hypothesis of T8 as printed."""
     e = s.variance(2)
     return Split(e.bulk, e.dominant).at_most(s.signal(2))
 
 
 def _dominant_noise_share(s: Instances) -> Truth:
-    """θ ≤ e_D/(e_D + e_B), the hypothesis that T8 needs"""
+    """θ ≤ e_D/(e_D + e_B), the hypothesis that T8 needs."""
     return s.signal(2).at_most(s.variance(2))
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios against references in the same run; ``python -m benchmarks`` prints the table."""
