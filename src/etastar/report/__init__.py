@@ -8,6 +8,7 @@ from __future__ import annotations
 from etastar.report.document import Check, Column, Section, Table, render_html
 from etastar.report.figures import COLOURS, Band, Figure, Line, Panel, Points, Reference, Shade, sequence
 from etastar.report.png import render_png
+from etastar.report.run import run, run_section
 
 __all__ = [
     "COLOURS",
@@ -24,5 +25,7 @@ __all__ = [
     "Table",
     "render_html",
     "render_png",
+    "run",
+    "run_section",
     "sequence",
 ]

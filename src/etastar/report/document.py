@@ -87,7 +87,9 @@ def render_html(title: str, lead: str, sections: list[Section], footer: str = ""
         footer: Provenance: versions, seed, timings.
     """
     figures = [figure for section in sections for figure in section.figures]
-    payload = json.dumps({figure.name: plotly_figure(figure) for figure in figures}, allow_nan=False)
+    payload = json.dumps(
+        {figure.name: plotly_figure(figure) for figure in figures}, allow_nan=False, ensure_ascii=False
+    )
     checks = [check for section in sections for check in section.checks]
     passed = sum(check.passed for check in checks)
     links = "".join(map(_link, sections))
