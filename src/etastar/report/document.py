@@ -92,7 +92,7 @@ def render_html(title: str, lead: str, sections: list[Section], footer: str = ""
     )
     checks = [check for section in sections for check in section.checks]
     passed = sum(check.passed for check in checks)
-    links = "".join(map(_link, sections))
+    links = "".join(map(_link, sections)) if len(sections) > 1 else ""
     body = "".join(map(_section, sections))
     script = plotly_script() if figures else ""
     return _fill(
@@ -158,7 +158,7 @@ def _table(table: Table) -> str:
 
     def cell(column: Column, value: str) -> str:
         hint = f' title="{_text(column.definition)}"' if column.definition else ""
-        return f'<td class="{"number" if column.numeric else "words"}"{hint}>{_marked(value)}</td>'
+        return f'<td class="{"number" if column.numeric else "words"}"{hint}>{_marked(value).replace(chr(10), "<br>")}</td>'
 
     rows = "".join(
         "<tr>" + "".join(cell(c, v) for c, v in zip(table.columns, row, strict=True)) + "</tr>" for row in table.rows
@@ -177,7 +177,7 @@ def _defined(shown: str, definition: str) -> str:
 
 
 def _marked(text: str) -> str:
-    """Escape, then turn [[term]] and [[term|as shown]] into terms that carry their definition."""
+    """Escape, then turn [[term]] and [[term|as shown]] into terms that carry their definition, and keep line ends."""
     parts = text.split("[[")
     out = [_text(parts[0])]
     for part in parts[1:]:
@@ -187,7 +187,7 @@ def _marked(text: str) -> str:
             out.append(_defined(_text(shown or term), GLOSSARY[term]) + _text(rest))
         else:
             out.append(_text("[[" + part))
-    return "".join(out)
+    return "".join(out).replace("\n", "<br>")
 
 
 def _text(value: str) -> str:
