@@ -158,7 +158,7 @@ def _table(table: Table) -> str:
 
     def cell(column: Column, value: str) -> str:
         hint = f' title="{_text(column.definition)}"' if column.definition else ""
-        return f'<td class="{"number" if column.numeric else "words"}"{hint}>{_marked(value).replace(chr(10), "<br>")}</td>'
+        return f'<td class="{"number" if column.numeric else "words"}"{hint}>{_marked(value)}</td>'
 
     rows = "".join(
         "<tr>" + "".join(cell(c, v) for c, v in zip(table.columns, row, strict=True)) + "</tr>" for row in table.rows
