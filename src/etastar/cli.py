@@ -53,10 +53,10 @@ def reproduce(out: Path = Path("etastar-out/reproduce"), quick: Flag = False, se
         return 0 if result.passed else 1
     console = _console()
     for section in result.sections:
+        console.print(f"[bold]{_plain(section.title)}[/]")
         for check in section.checks:
             mark = "[green]pass[/]" if check.passed else "[bold red]FAIL[/]"
-            statement = f"{mark}  {_plain(section.title)}: {_plain(check.statement)}"
-            console.print(statement, f"[dim]({_plain(check.measured)})[/]")
+            console.print(f"  {mark}  {_plain(check.statement)} [dim]({_plain(check.measured)})[/]")
     failed = sum(not check.passed for section in result.sections for check in section.checks)
     total = sum(len(section.checks) for section in result.sections)
     console.print(f"\n{total - failed} of {total} checks passed in {sum(result.seconds.values()):.0f} s.")
