@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 
 def reproduce(out: Path = Path("etastar-out/reproduce"), quick: Flag = False, seed: int = 0, json: Flag = False) -> int:
     """Reproduce and audit the paper: one report, PNGs, results.json (about 40 seconds).
 
-    Examples:
+    For example:
       etastar reproduce
       etastar reproduce --quick --out /tmp/first-look
 
@@ -40,8 +42,9 @@ def reproduce(out: Path = Path("etastar-out/reproduce"), quick: Flag = False, se
         seed: Seed of everything that is drawn.
         json: Print results.json on stdout instead of a summary.
     """
-    from etastar.recipes.reproduce import output_directory, write_reproduction
+    from etastar.files import output_directory
     from etastar.recipes.reproduce import reproduce as run
+    from etastar.recipes.reproduce import write_reproduction
 
     _check_seed(seed)
     output_directory(out)
@@ -65,17 +68,17 @@ def reproduce(out: Path = Path("etastar-out/reproduce"), quick: Flag = False, se
 
 
 def audit(
-    claims: tuple[str, ...] = (),
+    claims: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...")] = None,
     instances: int = 100_000,
-    check: Path | None = None,
-    out: Path | None = None,
+    check: OptionalPath = None,
+    out: OptionalPath = None,
     seed: int = 0,
     workers: int = 2,
     json: Flag = False,
 ) -> int:
     """Put the paper's claims to the test; every reported counterexample is a proof in exact arithmetic.
 
-    Examples:
+    For example:
       etastar audit
       etastar audit --claims T8 C9 --json > certificates.json
       etastar audit --check certificates.json
@@ -92,21 +95,25 @@ def audit(
     if check is not None:
         return _check_certificates(check, json)
     from etastar.claims import audit as run
-    from etastar.files import write_text
+    from etastar.files import output_directory, write_together
     from etastar.recipes.claims_audit import audit_json, audit_section
-    from etastar.recipes.reproduce import output_directory
     from etastar.report import render_html
 
     _check_seed(seed)
+    if claims == ():
+        raise InvalidArgument("claims", claims, "name at least one, such as T8")
     if out is not None:
         output_directory(out)
     with _progress() as told:
-        verdicts = run(claims or None, instances, seed, workers, told)
+        verdicts = run(claims, instances, seed, workers, told)
     section = audit_section(verdicts)
     if out is not None:
-        write_text(out / "audit.json", _json_text(audit_json(verdicts)))
         lead = "Each numbered claim as printed and corrected, put to exact arithmetic."
-        write_text(out / "audit.html", render_html("The paper's claims, audited", lead, [section]))
+        texts = {
+            "audit.json": _json_text(audit_json(verdicts)),
+            "audit.html": render_html("The paper's claims, audited", lead, [section]),
+        }
+        write_together(out, {name: _writer(text) for name, text in texts.items()})
     if json:
         _print_json(audit_json(verdicts))
     else:
@@ -118,21 +125,21 @@ def lab(
     dimension: int = 500,
     rank: int = 0,
     ratio: float = 100.0,
-    two_level: tuple[float, ...] = (),
-    data: Literal["digits", "diabetes"] | None = None,
-    spectrum: Path | None = None,
+    two_level: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="FLOAT FLOAT")] = None,
+    data: Annotated[Literal["digits", "diabetes"] | None, tyro.conf.arg(metavar="{digits,diabetes}")] = None,
+    spectrum: OptionalPath = None,
     step_size: float = 0.003,
     noise: float = 0.25,
     batch_size: int = 32,
     ridge: float = 1e-3,
-    times: tuple[int, ...] = (30_000,),
+    times: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")] = (30_000,),
     seed: int = 42,
-    out: Path | None = None,
+    out: OptionalPath = None,
     json: Flag = False,
 ) -> int:
     """Ask the exact laboratory: curve, critical step sizes, regimes and phases of a quadratic.
 
-    Examples:
+    For example:
       etastar lab --ratio 20
       etastar lab --two-level 100 1 --dimension 1000000000 --rank 10 --noise 1e-9 --step-size 0.01
       etastar lab --data digits --step-size 0.05
@@ -153,10 +160,8 @@ def lab(
         out: Directory for curve.csv, lab.png and lab.html.
         json: Print the answer on stdout as JSON.
     """
-    from etastar.files import write_bytes, write_text
-    from etastar.recipes.lab import COLUMNS, LabQuestion, ask
-    from etastar.recipes.reproduce import output_directory
-    from etastar.report import render_html, render_png
+    from etastar.files import output_directory
+    from etastar.recipes.lab import COLUMNS, LabQuestion, ask, write_answer
 
     if out is not None:
         output_directory(out)
@@ -164,10 +169,7 @@ def lab(
         LabQuestion(dimension, rank, ratio, two_level, data, spectrum, batch_size, ridge, step_size, noise, times, seed)
     )
     if out is not None:
-        section = answer.section()
-        answer.curve.to_csv(out / "curve.csv")
-        write_bytes(out / "lab.png", render_png(section.figures[0]))
-        write_text(out / "lab.html", render_html("etastar lab", "Exact, in closed form.", [section]))
+        write_answer(answer, out)
     if json:
         _print_json(answer.to_json())
         return 0
@@ -192,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = str(error)
         if isinstance(error, InvalidArgument):  # named as the option is
             text = text.replace(error.name, error.name.replace("_", "-"), 1)
-        print(f"etastar: {text}", file=sys.stderr)
+        print(f"etastar: {_printable(text)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("etastar: interrupted; nothing half-written is left behind", file=sys.stderr)
@@ -220,6 +222,11 @@ def _parse_and_run(commands: dict[str, Callable[..., int]], arguments: list[str]
     return run()
 
 
+def _printable(text: str) -> str:
+    """One line without control characters, whatever a hostile file put into it."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
     """Parsing returns the call to make, so that what the command itself prints is not captured."""
     import functools
@@ -232,11 +239,12 @@ def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
 
 
 def _one_line(complaint: str) -> str:
-    """What tyro says in a box, as one line: the complaint and the nearest names, without the help text."""
+    """What tyro says in a box, as one line: the complaint and the nearest names, without help and inner details."""
     rows = [line.strip("│╭╮╰╯ ") for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
     blocks = " ".join("\n" if row and set(row) == {"─"} else row for row in rows).split("\n")
     kept = [" ".join(b.split()) for b in blocks if not b.strip().startswith(("Argument helptext", "For full helptext"))]
-    return "; ".join(block for block in kept if block) or "bad arguments"
+    line = "; ".join(block.partition(" Got errors:")[0] for block in kept if block) or "bad arguments"
+    return line.replace("{None}|", "").replace(", 'None')", ")").replace("('None', ", "(")
 
 
 def _check_certificates(path: Path, as_json: bool) -> int:
@@ -244,7 +252,9 @@ def _check_certificates(path: Path, as_json: bool) -> int:
 
     results = check_file(path)
     if as_json:
-        _print_json([result.to_json() for result in results])
+        _print_json([asdict(result) for result in results])
+    elif not results:
+        _console().print(f"No counterexample to check in {_plain(path.name)}.")
     else:
         rows = [[r.claim, r.form, "certified" if r.certified else "NOT certified", r.reason] for r in results]
         _print_table(["claim", "form", "result", "reason"], rows)
@@ -260,7 +270,8 @@ def _print_audit(verdicts: Any, section: Any) -> None:
     rows = [[v.claim, v.form, f"{words[v.verdict]} {v.instances:,}", v.kind, short_counterexample(v)] for v in ordered]
     _print_table(["claim", "form", "verdict (instances)", "kind", "counterexample, dominant | bulk"], rows)
     for check in section.checks:
-        console.print(("pass  " if check.passed else "FAIL  ") + f"{check.statement}: {check.measured}")
+        statement = _plain(f"{check.statement}: {check.measured}")
+        console.print(("pass  " if check.passed else "FAIL  ") + statement, soft_wrap=True)
 
 
 def _print_table(heads: list[str], rows: list[list[str]]) -> None:
@@ -312,6 +323,10 @@ def _plain(text: str) -> str:
         inside, closed, rest = part.partition("]]")
         out += (inside.partition("|")[2] or inside.partition("|")[0]) + rest if closed else "[[" + part
     return escape(out)
+
+
+def _writer(text: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(text, encoding="utf-8")
 
 
 def _print_json(value: Any) -> None:

@@ -32,7 +32,7 @@ class Scaled:
     @property
     def condition(self) -> Array:
         """Sum of absolute terms over absolute sum: 1 without cancellation (or terms), inf when all cancels."""
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return np.where(self.magnitude == 0, 1.0, self.magnitude / np.abs(self.mantissa))
 
     def to_float(self) -> Array:

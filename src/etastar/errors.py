@@ -55,5 +55,9 @@ class MissingExtra(EtastarError, ImportError):
 
 
 def _one_line(value: Any, limit: int = 80) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    try:
+        text = " ".join(repr(value).split())
+    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
+        text = f"a {type(value).__name__} too large to show"
+    half = limit // 2  # the end of a path says more than its start
+    return text if len(text) <= limit else f"{text[: half - 1]}…{text[-half:]}"

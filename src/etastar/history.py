@@ -10,15 +10,16 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from etastar.budget import StepBudget, step_budget
-from etastar.criteria import Regime, alignment, critical_step_size, loss_thresholds
+from etastar.criteria import Outcome, Regime, alignment, as_step_size, critical_step_size, loss_thresholds
 from etastar.errors import InvalidArgument, InvalidFile, MissingExtra
-from etastar.files import read_text, write_text
+from etastar.files import parse_json, read_text, write_text
 from etastar.moments import Coupling, CurvatureMoments, Descent, SplitMoments, SubspaceMoments
 from etastar.uncertainty import Estimate, exactly, jackknife
 
@@ -27,6 +28,7 @@ __all__ = ["History", "Measurement"]
 _SCHEMA = "etastar.history"
 _VERSION = 1
 _EQUILIBRATED = (0.8, 1.25)  # η/η_S inside this band counts as equilibrated
+_SPELT_OUT = ("nan", "inf", "-inf")  # JSON has no numbers for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,9 @@ class Measurement:
         moments: Batch shape ``()`` when exact, or ``(replicates,)``: then every criterion gets an interval.
         batch_size: b behind the noise moments, or None where there is none (a laboratory).
         provenance: What made it: names and plain numbers.
+
+    Raises:
+        InvalidArgument: A count that is none, a step size that is negative or not finite, provenance that is not plain.
     """
 
     step: int
@@ -50,6 +55,14 @@ class Measurement:
     def __post_init__(self) -> None:
         if len(self.moments.shape) > 1:
             raise InvalidArgument("moments", self.moments.shape, "must be one measurement or one axis of replicates")
+        size = as_step_size(self.step_size)
+        if size.ndim:
+            raise InvalidArgument("step_size", self.step_size, "must be one number")
+        object.__setattr__(self, "step", _count("step", self.step, 0))
+        object.__setattr__(self, "step_size", float(size))
+        if self.batch_size is not None:
+            object.__setattr__(self, "batch_size", _count("batch_size", self.batch_size, 1))
+        object.__setattr__(self, "provenance", _plain_provenance(self.provenance))
 
     @property
     def alignment(self) -> Estimate:
@@ -84,12 +97,15 @@ class Measurement:
     @property
     def verdict(self) -> str:
         """Which subspace still descends, which has equilibrated, and what limits it, in words."""
-        budget = self.step_budget
-        parts = [
-            _subspace_verdict("dominant", self.step_size, self.threshold_dominant, budget.dominant.noise_share),
-            _subspace_verdict("bulk", self.step_size, self.threshold_bulk, budget.bulk.noise_share),
-        ]
-        return "; ".join(parts)
+        budget, bounds, eta = self.step_budget, loss_thresholds(self._mean), self.step_size
+        dominant = self.threshold_dominant if bounds.dominant_outcome is Outcome.BELOW else None
+        bulk = self.threshold_bulk if bounds.bulk_outcome is Outcome.BELOW else None
+        return "; ".join(
+            [
+                _subspace_verdict("dominant", eta, dominant, budget.dominant.noise_share),
+                _subspace_verdict("bulk", eta, bulk, budget.bulk.noise_share),
+            ]
+        )
 
     def estimate(self, criterion: Callable[[SplitMoments], Any], level: float = 0.9) -> Estimate:
         """Any criterion of these moments, with its interval where there are replicates."""
@@ -165,21 +181,39 @@ class History:
         Raises:
             InvalidFile: Not a history, another schema version, or a damaged line that is not the last.
         """
-        lines = read_text(path).splitlines()
+        text = read_text(path, "history")
+        lines = text.splitlines()
+        torn = not text.endswith("\n")  # by a crash while its last line was written
         _check_header(str(path), lines[0])
         history = cls()
         for number, line in enumerate(lines[1:], start=2):
             try:
-                history.append(_decode(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                if number == len(lines):  # torn by a crash while it was written
+                history.append(_decode(parse_json(line)))
+            except (ValueError, KeyError, TypeError, OverflowError):
+                if torn and number == len(lines):
                     break
                 raise InvalidFile("history", str(path), f"line {number} is damaged") from None
         return history
 
 
-def _subspace_verdict(name: str, step_size: float, threshold: Estimate, noise_share: Any) -> str:
-    if not threshold.resolved or (threshold.low <= 0 < threshold.high):
+def _count(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise InvalidArgument(name, value, f"must be a whole number, at least {least}")
+    return int(value)
+
+
+def _plain_provenance(given: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
+    plain: dict[str, str | int | float | bool] = {}
+    for name, value in given.items():
+        value = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+            raise InvalidArgument(f"provenance.{name}", value, "must be text or a finite number")
+        plain[str(name)] = value
+    return plain
+
+
+def _subspace_verdict(name: str, step_size: float, threshold: Estimate | None, noise_share: Any) -> str:
+    if threshold is None or not threshold.resolved or (threshold.low <= 0 < threshold.high):
         return f"{name}: no threshold resolved"
     ratio, low, high = (step_size / x if x else math.inf for x in (threshold.value, threshold.high, threshold.low))
     limit = "noise" if float(noise_share) > 0.5 else "curvature"
@@ -225,8 +259,14 @@ def _encode(measurement: Measurement) -> str:
 
 
 def _decode(record: dict[str, Any]) -> Measurement:
+    def number(value: Any) -> float:
+        plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not plain and not (isinstance(value, str) and value in _SPELT_OUT):
+            raise TypeError("not a number as `_encode` writes it")
+        return float(value)
+
     def numbers(values: list[Any]) -> list[Any]:
-        return [np.array([float(x) for x in v]) if isinstance(v, list) else float(v) for v in values]
+        return [np.array([number(x) for x in v]) if isinstance(v, list) else number(v) for v in _typed(values, list)]
 
     def part(side: dict[str, Any]) -> SubspaceMoments:
         descent = None if side["descent"] is None else Descent(*numbers(side["descent"]))
@@ -236,21 +276,25 @@ def _decode(record: dict[str, Any]) -> Measurement:
 
     coupling = None if record["coupling"] is None else Coupling(*numbers(record["coupling"]))
     return Measurement(
-        step=int(record["step"]),
-        step_size=float(record["step_size"]),
+        step=record["step"],
+        step_size=number(record["step_size"]),
         moments=SplitMoments(part(record["dominant"]), part(record["bulk"]), coupling),
-        batch_size=None if record["batch_size"] is None else int(record["batch_size"]),
-        provenance=dict(record["provenance"]),
+        batch_size=record["batch_size"],
+        provenance=_typed(record["provenance"], dict),
     )
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"not a {kind.__name__}")
+    return value
 
 
 def _check_header(path: str, line: str) -> None:
     try:
-        header = json.loads(line)
+        header = parse_json(line)
         schema, version = header["schema"], header["version"]
     except (ValueError, KeyError, TypeError):
         raise InvalidFile("history", path, "does not start with an etastar history header") from None
-    if schema != _SCHEMA or version != _VERSION:
-        raise InvalidFile(
-            "history", path, f"is {schema!r} version {version!r}; this reads {_SCHEMA} version {_VERSION}"
-        )
+    if (schema, version) != (_SCHEMA, _VERSION):
+        raise InvalidFile("history", [schema, version], f"{path} has another schema; this reads {_SCHEMA} {_VERSION}")

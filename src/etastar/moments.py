@@ -85,7 +85,7 @@ class _Record:
     def _to_float64(self) -> None:
         for field in fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
-            if value is None or isinstance(value, _Record):
+            if isinstance(value, _Record) or (value is None and field.default is None):
                 continue
             object.__setattr__(self, field.name, real_array(field.name, value))
         try:

@@ -27,6 +27,12 @@ class Exact:
         return mpf(1) if self.magnitude == 0 else (mpf("inf") if self.value == 0 else self.magnitude / abs(self.value))
 
 
+def fraction(number):
+    """An mpf as the rational number that it is."""
+    sign, mantissa, exponent, _ = number._mpf_
+    return (-1) ** sign * int(mantissa) * Fraction(2) ** exponent
+
+
 def total(*terms):
     return Exact(mpmath.fsum(terms), mpmath.fsum(abs(term) for term in terms))
 
@@ -103,10 +109,7 @@ def outcome_of(slope, bend):
     # The sum of a few float64 is an exact fraction.
     near, far = (
         (change > 0) - (change < 0)
-        for change in (
-            -eta * Fraction(*slope.as_integer_ratio()) + eta**2 * Fraction(*bend.as_integer_ratio()) / 2
-            for eta in (_NEAR_ZERO, 1 / _NEAR_ZERO)
-        )
+        for change in (-eta * fraction(slope) + eta**2 * fraction(bend) / 2 for eta in (_NEAR_ZERO, 1 / _NEAR_ZERO))
     )
     if slope == 0 and bend > 0:
         return Outcome.BELOW  # a threshold at zero

@@ -49,7 +49,7 @@ def cancelling_splits(draw):
 
 @st.composite
 def states(draw, low=-3, high=3, most=6, quiet=False):
-    """(eigenvalues, multiplicities, rank, variances per block, energies per block) of a small H ≻ 0, gap at the rank."""
+    """(eigenvalues, multiplicities, rank, variances and energies per block) of a small H ≻ 0 with a gap at the rank."""
     blocks = draw(st.integers(2, most))
     steps = [draw(st.floats(1e-3, 2.0)) for _ in range(blocks)]
     bottom = 10.0 ** draw(st.floats(low, 0))

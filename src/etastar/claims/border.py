@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from etastar.claims.claim import Comparison
-from etastar.claims.instance import Instances, Split
+from etastar.claims.instances import Instances, Split
 from etastar.claims.number import Number
 
 __all__ = ["Border", "high_border", "loss_border", "low_border", "regime_border"]

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from etastar.claims.claim import Claim, Comparison, Form, Kind, LiftKind, Outcome
 from etastar.claims.expectation import gaussian_alignment
-from etastar.claims.instance import Instance, Instances
+from etastar.claims.instance import Instance
+from etastar.claims.instances import Instances
 from etastar.claims.number import Bounded, root
 
 __all__ = ["Counterexample", "Lift", "Verdict", "certify", "noise_values", "verdict_of"]
@@ -96,7 +97,11 @@ class Counterexample:
         if "time" in self.enters:
             fields["time"] = problem.time
         if "noise_law" in self.enters:
-            fields["noise_law"] = {"law": "two-point", "values": _strings(noise_values(problem))}
+            fields["noise_law"] = {
+                "law": "two-point",
+                "values": _strings(noise_values(problem)),
+                "meaning": "ξ_i = +values_i or -values_i, probability 1/2 each, independently",
+            }
             fields["gaussian"] = _gaussian(problem)
         if "gaussian" in self.enters:
             fields["noise_law"] = {"law": "gaussian"}
@@ -193,9 +198,8 @@ def noise_values(instance: Instance) -> tuple[Fraction, ...]:
 
 
 def _failed(claim: Claim, instance: Instance) -> Comparison:
-    comparison = claim.violation(instance)
-    assert comparison is not None, "asked only of refuting instances"
-    return comparison
+    """The comparison that fails on a refuting instance."""
+    return cast(Comparison, claim.violation(instance))
 
 
 def _sides(comparison: Comparison) -> tuple[Any, Any, float]:
@@ -245,7 +249,9 @@ def _fits_assumption_1(base: Instance, lifted: Instance) -> bool:
 
 def _invariants(problem: Instance) -> tuple[Fraction, ...]:
     dominant, bulk = problem.eigenvalues[: problem.rank], problem.eigenvalues[problem.rank :]
-    means = (sum(v**p for v in block) / len(block) for p in (2, 3, 4, 6, 8) for block in (dominant, bulk))
+    means = (
+        sum((v**p for v in block), Fraction(0)) / len(block) for p in (2, 3, 4, 6, 8) for block in (dominant, bulk)
+    )
     return (Fraction(len(dominant), len(bulk)), sum(problem.noise, Fraction(0)), *means)
 
 

@@ -14,6 +14,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, cast
 
+import numpy as np
+
 from etastar.claims.certificate import noise_values
 from etastar.claims.claim import Claim
 from etastar.claims.instance import Instance
@@ -26,10 +28,11 @@ Fields: TypeAlias = dict[str, Any]
 
 # Bounds on what a file may ask of exact arithmetic: bytes, characters a number, modes, steps, and their product.
 BYTES, DIGITS, MODES, STEPS, WORK = 20_000_000, 2_000, 1_000, 64, 20_000
+# Where float64 decides or confirms.
+SCALES = (Fraction(1, 10**30), Fraction(10**30))
 # A two-point law has 2^modes outcomes.
 OUTCOME_MODES = 10
 _NUMBER = re.compile(r"-?[0-9]+(/[0-9]+)?")
-_MISSING = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ def check_file(path: str | Path) -> list[Check]:
         place = f"verdicts[{index}]."
         if not isinstance(verdict, dict):
             raise InvalidFile(place[:-1], verdict, "needs an object with claim, form and counterexample")
-        if "counterexample" in verdict:
+        if "counterexample" in verdict or verdict.get("verdict") == "refuted":
             found.append(_checked(cast(Fields, verdict), place))
     return found
 
@@ -108,10 +111,9 @@ def _checked(verdict: Fields, place: str) -> Check:
     claim = named(name, form)
     if claim is None:
         raise InvalidFile(f"{place}claim", f"{name}, {form}", "needs the name and form of a claim of the audit")
-    fields = verdict.get("counterexample", _MISSING)
-    where = f"{place}counterexample"
+    where, fields = f"{place}counterexample", _given(verdict, "counterexample", place)
     if not isinstance(fields, dict):
-        raise InvalidFile(where, "nothing" if fields is _MISSING else fields, "needs an object with eigenvalues, …")
+        raise InvalidFile(where, fields, "needs an object with eigenvalues, rank, state and noise")
     instance = _instance(claim, cast(Fields, fields), f"{where}.")
     certified, reason = _decided(claim, instance, cast(Fields, fields), f"{where}.")
     return Check(name, form, certified, reason)
@@ -120,12 +122,13 @@ def _checked(verdict: Fields, place: str) -> Check:
 def _decided(claim: Claim, instance: Instance, fields: Fields, place: str) -> tuple[bool, str]:
     if "noise_law" in claim.enters and noise_values(instance) != _law(fields, len(instance.state), place):
         return False, "the noise law does not have the variances given"
-    if not claim.applies(instance):
-        return False, "the instance does not meet the claim's hypotheses"
-    if claim.holds(instance):
-        return False, "the claim holds on the instance"
-    if not claim.refuted_by(instance):
-        return False, "the claim fails for two-point noise only, not for Gaussian noise"
+    with np.errstate(all="ignore"):
+        if not claim.applies(instance):
+            return False, "the instance does not meet the claim's hypotheses"
+        if claim.holds(instance):
+            return False, "the claim holds on the instance"
+        if not claim.refuted_by(instance):
+            return False, "the claim fails for two-point noise only, not for Gaussian noise"
     return True, "the hypotheses are met and the conclusion fails, decided in " + (
         "exact arithmetic" if claim.kind == "exact" else "float64 with an error bound"
     )
@@ -143,6 +146,10 @@ def _instance(claim: Claim, fields: Fields, place: str) -> Instance:
         work = sum(len(str(value)) for value in (*spectrum, *state, *noise, step)) * (1 + time)
         if work > WORK:
             raise InvalidFile(f"{place}eigenvalues", f"{work:,} digits", f"needs at most {WORK:,}, steps counted")
+    if claim.kind == "numeric" or claim.confirm:
+        for value in (*spectrum, *state, *noise, step):
+            if value and not SCALES[0] <= abs(value) <= SCALES[1]:
+                raise InvalidFile(f"{place}eigenvalues", str(value), "needs numbers from 1e-30 to 1e30 for this claim")
     if "noise_law" in claim.enters and len(spectrum) > OUTCOME_MODES:
         raise InvalidFile(f"{place}eigenvalues", len(spectrum), f"needs at most {OUTCOME_MODES} modes for this claim")
     try:

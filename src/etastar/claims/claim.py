@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from etastar.claims.instance import Instance, Instances
-from etastar.claims.number import Bounded, Number, Truth, Undecided
+from etastar.claims.instance import Instance
+from etastar.claims.instances import Instances
+from etastar.claims.number import Bounded, Number, Truth, Undecided, as_number
 
 __all__ = ["Claim", "Comparison", "at_most", "equal", "less", "same_sign", "surely"]
 
@@ -161,9 +162,10 @@ class Claim:
 def _pair(left: Any, right: Any) -> tuple[Number, Number]:
     if isinstance(left, Bounded) or isinstance(right, Bounded):
         return Bounded.of(left), Bounded.of(right)
-    return cast(Number, np.asarray(left, dtype=object)), cast(Number, np.asarray(right, dtype=object))
+    return as_number(np.asarray(left, dtype=object)), as_number(np.asarray(right, dtype=object))
 
 
 def surely(truth: Truth) -> NDArray[np.bool_]:
     """Return where the answer is certainly yes."""
-    return truth.true if isinstance(truth, Undecided) else np.asarray(truth, dtype=bool)
+    answers: Any = truth
+    return truth.true if isinstance(truth, Undecided) else np.asarray(answers, dtype=bool)

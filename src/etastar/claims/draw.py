@@ -1,26 +1,23 @@
 """Random instances over many scales, and adversarial corners: the raw material of the search.
 
-Every number drawn is a float64, hence a rational that `fractions` takes over exactly. Scales are powers of two, ordinary
-numbers carry few bits (cheap fractions), and noise variances are squares of rationals (so that a two-point law has
-rational values). Corners: λ_k ≈ λ_{k+1}, λ_d → 0, two levels, one block nearly empty, Σ isotropic, aligned or nearly
-singular, θ at a border, step sizes at η*, η_D, η_B, 2/λ_1 and their neighbours down to one unit in the last place.
+Every number drawn is a float64, hence a rational that `fractions` takes over exactly. Scales are powers of two, most
+numbers carry few bits (cheap fractions), and noise variances are squares (so that a two-point law has rational values).
+Corners: λ_k ≈ λ_{k+1}, λ_d → 0, two levels, one block nearly empty, Σ zero, isotropic, aligned or nearly singular, θ at
+a border, step sizes at η*, η_D, η_B, 2/λ_1 and their neighbours down to one unit in the last place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeAlias, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from etastar.claims.border import Border, high_border, loss_border, low_border, regime_border
-from etastar.claims.instance import Instances
+from etastar.claims.instances import Instances
+from etastar.claims.number import Floats, as_floats, as_number
 
 __all__ = ["SHAPES", "draw"]
-
-Floats: TypeAlias = NDArray[np.float64]
 
 # (d, k), smallest first: the first counterexample found is then one of the smallest.
 SHAPES = ((2, 1), (3, 1), (3, 2), (4, 2), (4, 1), (5, 2), (4, 3), (6, 3), (8, 2), (5, 4), (8, 6), (12, 4))
@@ -41,12 +38,12 @@ def draw(rng: np.random.Generator, count: int, dimension: int, rank: int) -> Ins
     start = _plain(spectrum, state, noise, np.ones(count), rank)
     with np.errstate(all="ignore"):
         placed = _placed(rng, start)
-        stepped = replace(placed, step_size=cast(Any, _step_sizes(rng, placed)))
+        stepped = replace(placed, step_size=as_number(_step_sizes(rng, placed)))
     return replace(stepped, time=int(rng.integers(0, 5)))
 
 
 def _plain(spectrum: Floats, state: Floats, noise: Floats, step: Floats, rank: int) -> Instances:
-    fields = [cast(Any, values) for values in (spectrum, state, state**2, noise, step)]
+    fields = [as_number(values) for values in (spectrum, state, state**2, noise, step)]
     return Instances(*fields, rank=rank)
 
 
@@ -159,7 +156,7 @@ def _nudged(rng: np.random.Generator, values: Floats) -> Floats:
 
 
 def _border_value(border: Border) -> Floats:
-    t, u, s = (cast(Floats, part) for part in (border.t, border.u, border.s))
+    t, u, s = (as_floats(part) for part in (border.t, border.u, border.s))
     straight = s - t - u
     curved = np.sqrt(straight**2 + 4 * s * t)
     return np.where(straight > 0, (straight + curved) / (2 * s), 2 * t / (curved - straight))
@@ -168,9 +165,9 @@ def _border_value(border: Border) -> Floats:
 def _placed(rng: np.random.Generator, problems: Instances) -> Instances:
     """Rescale the blocks of some states so that the alignment falls at or beside one of the borders."""
     q2 = problems.variance(2)
-    share = cast(Floats, q2.share)
-    kept = cast(Floats, problems.alignment)
-    low = cast(Floats, low_border(problems).share)
+    share = as_floats(q2.share)
+    kept = as_floats(problems.alignment)
+    low = as_floats(low_border(problems).share)
     high, regime, loss = (_border_value(make(problems)) for make in (high_border, regime_border, loss_border))
     targets = [kept, kept, 1 - share, share, low, low, regime, loss, high, high]
     picked = rng.integers(len(targets), size=len(problems))
@@ -178,15 +175,15 @@ def _placed(rng: np.random.Generator, problems: Instances) -> Instances:
     usable = (picked > 1) & (target > 0) & (target < 1) & (kept > 0) & (kept < 1)
     up = np.where(usable, np.sqrt(target / kept), 1.0)[:, None]
     down = np.where(usable, np.sqrt((1 - target) / (1 - kept)), 1.0)[:, None]
-    state = cast(Floats, problems.state).copy()
+    state = as_floats(problems.state).copy()
     state[:, : problems.rank] *= up
     state[:, problems.rank :] *= down
-    return replace(problems, state=cast(Any, state), square=cast(Any, state**2))
+    return replace(problems, state=as_number(state), square=as_number(state**2))
 
 
 def _step_sizes(rng: np.random.Generator, s: Instances) -> Floats:
     """Draw step sizes at and beside every step that a claim names, and anywhere between 0 and beyond stability."""
-    top, edge, bottom = (cast(Floats, v) for v in (s.lambda_1, s.lambda_k1, s.lambda_d))
+    top, edge, bottom = (as_floats(v) for v in (s.lambda_1, s.lambda_k1, s.lambda_d))
     m0, m1, q1 = s.signal(2), s.signal(3), s.variance(1)
     anywhere = _few_bits(rng.uniform(0, 1.25, len(s)) * 2 / top)
     options = [
@@ -194,7 +191,7 @@ def _step_sizes(rng: np.random.Generator, s: Instances) -> Floats:
         _few_bits(rng.uniform(0, 1, len(s)) ** 3 / top),
         _few_bits(np.exp2(rng.uniform(-12, 0, len(s))) / top),
         *(
-            _nudged(rng, cast(Floats, named))
+            _nudged(rng, as_floats(named))
             for named in (
                 s.critical_step_size,
                 2 * m0.dominant / (m1.dominant + q1.dominant),

@@ -13,7 +13,8 @@ import numpy as np
 
 from etastar.claims.border import low_border
 from etastar.claims.claim import Claim, at_most, equal, less
-from etastar.claims.instance import Instance, Instances
+from etastar.claims.instance import Instance
+from etastar.claims.instances import Instances
 from etastar.claims.number import Bounded, Number, Truth, root
 
 __all__ = ["CLAIMS", "gaussian_alignment", "two_point_alignment"]
@@ -87,8 +88,7 @@ def _falls_under_gaussian_noise(instance: Instance) -> bool:
 
 
 def _ratio_of_expectations(s: Instances) -> Number:
-    energy = s.next_energy()
-    return energy.dominant / energy.total
+    return s.next_energy().share
 
 
 A1 = Claim(

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from etastar.claims.border import high_border, loss_border
 from etastar.claims.claim import Claim, Comparison, at_most, less, same_sign
-from etastar.claims.instance import Instances
+from etastar.claims.instances import Instances
 from etastar.claims.number import Number
 
 __all__ = ["CLAIMS"]
@@ -208,7 +208,7 @@ T13_REMARK = Claim(
 CONDITIONING = Claim(
     name="T12-conditioning",
     form="corrected",
-    source="section 5",
+    source="beside Theorem 12; ours",
     statement="With isotropic noise a large enough ratio guarantees η_D < η_B for every spectrum with this ratio.",
     formula="r > max(1, (1+σ²(d−k)/m0_B)/(1+σ²k/m0_D)) ⇒ η_D < η_B",
     hypotheses="Σ = σ²I, both blocks hold gradient, r above that ratio",
@@ -226,7 +226,7 @@ def _needed_ratio(s: Instances) -> Number:
 ORDER = Claim(
     name="T10-order",
     form="corrected",
-    source="section 5",
+    source="beside Theorem 10; ours",
     statement="The dominant threshold stays below 2/λ_k, and where it is the smaller one a critical step exists.",
     formula="η_D ≤ 2/λ_k, and η_D ≤ η_B ⇒ M > 0",
     hypotheses="both blocks hold gradient, η_D ≤ η_B",

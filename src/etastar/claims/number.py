@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isqrt
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bounded", "Number", "Truth", "Undecided", "exactly", "root"]
+__all__ = ["Bounded", "Floats", "Number", "Truth", "Undecided", "as_floats", "as_number", "exactly", "root"]
 
 Floats: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]
@@ -112,7 +112,8 @@ class Bounded:
             return values
         given = np.asarray(values)
         value = given.astype(np.float64)
-        return Bounded(value, np.abs(value) * EPSILON if given.dtype == object else np.zeros_like(value))
+        rounded = given.dtype == object or (given.dtype != np.float64 and bool((np.abs(value) > 2**53).any()))
+        return Bounded(value, np.abs(value) * EPSILON if rounded else np.zeros_like(value))
 
     def _rounded(self, value: Floats, error: Floats) -> Bounded:
         return Bounded(value, (error + np.abs(value) * EPSILON) * SLACK)
@@ -163,7 +164,7 @@ class Bounded:
     def __lt__(self, other: Any) -> Undecided:
         that = Bounded.of(other)
         distance, doubt = that.value - self.value, (self.error + that.error) * SLACK
-        return Undecided(distance > doubt, -distance >= doubt)
+        return Undecided(distance > doubt, (-distance >= doubt) & np.isfinite(doubt))
 
     def __gt__(self, other: Any) -> Undecided:
         return Bounded.of(other) < self
@@ -191,9 +192,19 @@ class Bounded:
         return Bounded(self.value.min(axis), self.error.max(axis))
 
 
+def as_number(values: Any) -> Number:
+    """Declare an array to be a `Number`: comparing NumPy's overloads with the protocol takes a type checker minutes."""
+    return values
+
+
+def as_floats(number: Any) -> Floats:
+    """Declare a `Number` to be the float64 array that it is while instances are drawn."""
+    return number
+
+
 def exactly(values: Any) -> Number:
     """Return numbers (float64, integers or fractions) as an object array of `Fraction`, without rounding."""
-    return cast(Number, np.asarray(np.frompyfunc(Fraction, 1, 1)(np.asarray(values)), dtype=object))
+    return as_number(np.vectorize(Fraction, otypes=[object])(np.asarray(values)))
 
 
 def root(number: Number) -> Number:
@@ -206,7 +217,7 @@ def root(number: Number) -> Number:
         with np.errstate(divide="ignore", invalid="ignore"):
             slope = np.where(number.value > number.error, number.error / value, np.sqrt(number.error))
         return Bounded(value, (slope + value * EPSILON) * SLACK)
-    return cast(Number, np.asarray(np.frompyfunc(_rational_root, 1, 1)(number), dtype=object))
+    return as_number(np.vectorize(_rational_root, otypes=[object])(number))
 
 
 def _rational_root(square: Fraction) -> Fraction:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
-from etastar.claims import dynamics, empirical, expectation, loss, step
+from etastar.claims import critical, dynamics, empirical, expectation, loss, stationary, step
 from etastar.claims.claim import Claim
 from etastar.errors import InvalidArgument
 
@@ -45,6 +46,7 @@ _ORDER = (
     "B.4-curve",
     "S7",
 )
+_MODULES = (expectation, step, critical, loss, dynamics, stationary, empirical)
 _FORMS = ("printed", "printed-appendix", "corrected")
 
 
@@ -53,9 +55,7 @@ def _place(claim: Claim) -> tuple[int, int]:
 
 
 #: Every claim, in the order of the paper; the printed form before the corrected one.
-CLAIMS: tuple[Claim, ...] = tuple(
-    sorted((*expectation.CLAIMS, *step.CLAIMS, *loss.CLAIMS, *dynamics.CLAIMS, *empirical.CLAIMS), key=_place)
-)
+CLAIMS: tuple[Claim, ...] = tuple(sorted(chain.from_iterable(module.CLAIMS for module in _MODULES), key=_place))
 
 
 def chosen(names: Sequence[str] | None) -> list[Claim]:

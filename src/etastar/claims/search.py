@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from etastar.claims.certificate import Verdict, certify, verdict_of
 from etastar.claims.claim import Claim, Comparison, surely
 from etastar.claims.draw import SHAPES, draw
-from etastar.claims.instance import Instance, Instances
+from etastar.claims.instance import Instance
+from etastar.claims.instances import Instances
 from etastar.claims.number import Bounded, Truth
 from etastar.claims.registry import CLAIMS, chosen
 from etastar.claims.shrink import complexity, shrunk
@@ -30,6 +31,9 @@ __all__ = ["audit", "examine"]
 
 # Draws are given up after this many times the instances asked for.
 PATIENCE = 30
+# Batches that instances are spread over, twice through all shapes; where a counterexample is expected, they are all
+# drawn before the search gives up, however few instances are asked for.
+BATCHES = 2 * len(SHAPES)
 # How many candidates are certified, and of these how many are shrunk to pick the simplest.
 CERTIFIED = 12
 SHRUNK = 3
@@ -95,23 +99,25 @@ def examine(claim: Claim, instances: int, rng: np.random.Generator) -> Verdict:
         rng: Decides the draws.
     """
     wanted = min(instances, claim.samples or instances)
-    held = 0
-    for drawn in _batches(claim, wanted, rng):
+    least = BATCHES if claim.expected == "refuted" and not claim.draw else 1
+    held = unproved = 0
+    for number, drawn in enumerate(_batches(claim, wanted, rng), start=1):
         proved, wrong, suspects = _sifted(claim, drawn)
-        held, decided = held + proved, held + proved + wrong
+        held, unproved = held + proved, unproved + wrong
         if suspects:
             best = min((shrunk(claim, suspect) for suspect in suspects[:SHRUNK]), key=complexity)
-            return verdict_of(claim, "refuted", decided, certify(claim, best))
-        if held >= wanted:
+            return verdict_of(claim, "refuted", held + unproved, certify(claim, best))
+        if held >= wanted and number >= least:
             break
-    return verdict_of(claim, "holds" if held else "vacuous", held)
+    # Violations that the claim's further test did not confirm refute nothing, but forbid saying that it holds.
+    return verdict_of(claim, "holds" if held and not unproved else "vacuous", held)
 
 
 def _batches(claim: Claim, wanted: int, rng: np.random.Generator) -> Iterator[Instances]:
     """Draw batches of one shape each, small shapes first, until patience ends."""
     shapes = [shape for shape in SHAPES if shape[0] <= claim.largest]
-    count = min(2048, max(64, wanted // len(shapes)))
-    for _, shape in zip(range(PATIENCE * (1 + wanted // count)), cycle(shapes), strict=False):
+    count = min(2048, max(64, wanted // BATCHES))
+    for _, shape in zip(range(BATCHES + PATIENCE * wanted // count), cycle(shapes), strict=False):
         yield claim.draw(rng, count) if claim.draw else draw(rng, count, *shape)
 
 

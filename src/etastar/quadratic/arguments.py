@@ -56,9 +56,11 @@ def read_times(times: Any, name: str = "times") -> Times:
     """Strictly increasing whole numbers ≥ 0, at least one."""
     try:
         array = np.asarray(times)
+        if array.dtype.kind not in "iuf":
+            raise TypeError
         with np.errstate(invalid="ignore"):
             whole = array.astype(np.int64)
-        if array.dtype.kind not in "iuf" or np.any(whole != array):
+        if np.any(whole != array):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise InvalidArgument(name, times, "must be whole numbers") from None

@@ -27,6 +27,7 @@ Array = npt.NDArray[np.float64]
 _TILE_BLOCKS, _TILE_TIMES = 2048, 32  # a tile of exponentials stays in the second-level cache
 _VANISHED = -1.0e4  # log ρ where ρ = 0: exp of it times any t ≥ 1 is zero, and times 0 is one
 _UNDERFLOW = -700.0  # exponents below it are as good as this one
+_LEAST = float(np.exp(np.full(16, _UNDERFLOW))[0])  # as the vectorised exponential has it
 _HEADROOM = 300  # binary exponent that the largest weight of a tile is raised to
 _NEAR = -0.7  # above this exponent 1 − ρ^t needs expm1, below it exp is enough
 _LARGEST = 1.0e150  # ηλ beyond it: its square leaves float64's range
@@ -221,8 +222,8 @@ def _weighted_energies(modes: Modes, decay: Decay, rows: Array, times: Times, pa
                 result += _chunk(when, log_ratio[blocks], begin, limit)
             else:
                 result += _scaled_chunk(when, log_ratio[blocks], begin, limit, growth)
-    if np.any(decay.marginal[part]):
-        injected = np.where(decay.marginal, decay.injected, 0.0)
+    injected = np.where(decay.marginal, decay.injected, 0.0)
+    if np.any(injected[part]):
         accrued = _columns(modes, injected[None, part], part).sum(axis=0)
         result += np.tile(np.multiply.outer(when * np.exp(-growth * when), accrued), count)
     return np.transpose(result.reshape(times.size, count, 4), (2, 1, 0))
@@ -232,7 +233,7 @@ def _columns(modes: Modes, energies: Array, blocks: slice) -> Array:
     """Loss, and the moments 0 to 2, of energies ``(rows, blocks)``; shape ``(blocks, 4·rows)``."""
     eigenvalues = modes.eigenvalues[blocks]
     first = energies * eigenvalues
-    loss = np.where(energies == 0, 0.0, energies * modes.loss_weights[blocks])
+    loss = np.divide(0.5 * energies, eigenvalues, out=np.zeros_like(first), where=eigenvalues != 0)
     return np.stack([loss, energies, first, first * eigenvalues], axis=-1).swapaxes(0, 1).reshape(eigenvalues.size, -1)
 
 
@@ -267,10 +268,8 @@ def _chunk(times: Array, log_ratio: Array, begin: Array, limit: Array) -> Array:
 
 
 def _vanishing_exp(x: Array) -> Array:
-    """The exponential in place, zero at the exponent that stands for all lower ones."""
-    remains = x > _UNDERFLOW
-    np.exp(x, out=x)
-    return x if remains.all() else np.multiply(x, remains, out=x)
+    """The exponential in place, less what it is at the exponent that stands for all lower ones: zero there."""
+    return np.subtract(np.exp(x, out=x), _LEAST, out=x)
 
 
 def _scaled_chunk(times: Array, log_ratio: Array, begin: Array, limit: Array, growth: float) -> Array:

@@ -76,6 +76,7 @@ def find_phases(modes: Modes, state: State, step_size: Any, noise_max: float) ->
     trend = _Trend(modes, state, eta)
     complete = trend.single_turn_proved
     turns = trend.only_turn() if complete else trend.search()
+    complete = complete and (bool(turns) or trend.sign(0) >= 0)  # else the turn lies beyond the horizon
     times = [0, *(t for t, _ in turns)]
     alignments = expected(modes, state, eta, np.array(sorted(set(times)))).alignment
     limit = trend.limit()

@@ -5,7 +5,7 @@ Builds the problem from options, a file or a real data set, and tells the answer
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +15,24 @@ import numpy.typing as npt
 
 import etastar
 from etastar.errors import InvalidArgument, InvalidFile
-from etastar.files import read_text
+from etastar.files import parse_json, read_text, write_together
 from etastar.quadratic import Curve, Noise, Phases, Quadratic, Spectrum
 from etastar.recipes.real_least_squares import load_least_squares
-from etastar.report import COLOURS, Column, Figure, Line, Panel, Reference, Section, Shade, Table
+from etastar.report import (
+    COLOURS,
+    Column,
+    Figure,
+    Line,
+    Panel,
+    Reference,
+    Section,
+    Shade,
+    Table,
+    render_html,
+    render_png,
+)
 
-__all__ = ["LabAnswer", "LabQuestion", "ask", "read_spectrum"]
+__all__ = ["LabAnswer", "LabQuestion", "ask", "read_spectrum", "write_answer"]
 
 _LAST_STEP = 10**15
 _MAX_DIMENSION = 10_000_000
@@ -33,7 +45,7 @@ class LabQuestion:
     dimension: int
     rank: int
     ratio: float
-    two_level: tuple[float, ...]
+    two_level: tuple[float, float] | None
     data: Literal["digits", "diabetes"] | None
     spectrum: Path | None
     batch_size: int
@@ -180,27 +192,34 @@ def ask(question: LabQuestion) -> LabAnswer:
     return LabAnswer(title, curve, phases, spectrum.dimension, spectrum.rank, spectrum.ratio, limit)
 
 
+def write_answer(answer: LabAnswer, out: str | Path) -> list[Path]:
+    """Write ``curve.csv``, ``lab.png`` and ``lab.html`` into a directory, all or none; returns their paths."""
+    section = answer.section()
+    page = render_html("etastar lab", "Exact, in closed form.", [section])
+    return write_together(
+        out,
+        {
+            "curve.csv": answer.curve.to_csv,
+            "lab.png": lambda path: path.write_bytes(render_png(section.figures[0])),
+            "lab.html": lambda path: path.write_text(page, encoding="utf-8"),
+        },
+    )
+
+
 def read_spectrum(path: Path) -> Spectrum:
     """A spectrum from JSON: {"eigenvalues": […], "rank": k, "multiplicities": […]}; the last may be left out."""
-    text = read_text(path)
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise InvalidFile("spectrum", str(path), f"holds the key {twice!r} twice")
-        return dict(pairs)
-
     try:
-        fields = json.loads(text, object_pairs_hook=unique)
-    except (json.JSONDecodeError, RecursionError):
-        raise InvalidFile("spectrum", str(path), "is not JSON") from None
+        fields = parse_json(read_text(path, "spectrum"))
+    except InvalidFile:
+        raise
+    except ValueError as error:
+        raise InvalidFile("spectrum", str(path), str(error)) from None
     allowed = ("eigenvalues", "rank", "multiplicities")
     if not isinstance(fields, dict):
         raise InvalidFile("spectrum", str(path), f"must be an object with {', '.join(allowed)}")
     unknown = next((name for name in fields if name not in allowed), None)
     if unknown is not None:
-        raise InvalidFile("spectrum", str(path), f"has an unknown key {unknown!r}; allowed: {', '.join(allowed)}")
+        raise InvalidFile("spectrum", unknown, f"is an unknown key; allowed: {', '.join(allowed)}")
     missing = next((name for name in allowed[:2] if name not in fields), None)
     if missing is not None:
         raise InvalidFile("spectrum", str(path), f"has no {missing!r}")
@@ -214,7 +233,7 @@ def read_spectrum(path: Path) -> Spectrum:
 
 def _build(question: LabQuestion) -> tuple[str, Quadratic, dict[str, Any]]:
     given = {"two-level": question.two_level, "data": question.data, "spectrum": question.spectrum}
-    sources = [name for name, value in given.items() if value]
+    sources = [name for name, value in given.items() if value is not None]
     if len(sources) > 1:
         raise InvalidArgument("--" + ", --".join(sources), "together", "give one source of the spectrum")
     if question.data is not None:
@@ -222,10 +241,9 @@ def _build(question: LabQuestion) -> tuple[str, Quadratic, dict[str, Any]]:
         title = f"Ridge regression on {case.name}, batch {case.batch_size}, ridge {case.ridge:g}, from w = 0"
         return title, case.problem, {"gradient": case.start}
     if question.spectrum is not None:
-        spectrum, title = read_spectrum(question.spectrum), f"Spectrum of {question.spectrum.name}"
-    elif question.two_level:
-        if len(question.two_level) != 2:
-            raise InvalidArgument("two-level", question.two_level, "give two eigenvalues: dominant and bulk")
+        name = os.fsencode(question.spectrum.name).decode("utf-8", "replace")  # a name may be any bytes
+        spectrum, title = read_spectrum(question.spectrum), f"Spectrum of {name}"
+    elif question.two_level is not None:
         spectrum = Spectrum.two_level(question.dimension, _rank(question, 50), *question.two_level)
         title = f"Two levels, {question.two_level[0]:g} and {question.two_level[1]:g}"
     else:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from etastar.claims import audit
-from etastar.errors import InvalidFile
-from etastar.files import write_text
+from etastar.files import write_together
 from etastar.recipes.claims_audit import audit_section
 from etastar.recipes.demonstrations import demonstrations
 from etastar.recipes.paper_figures import paper_sections, run_paper
 from etastar.recipes.real_least_squares import real_section
-from etastar.report import Section, render_html, render_png
+from etastar.report import Figure, Section, render_html, render_png
 
-__all__ = ["Reproduction", "output_directory", "reproduce", "write_reproduction"]
+__all__ = ["Reproduction", "reproduce", "write_reproduction"]
 
 Progress = Callable[[str, int, int], None]
 _SCHEMA = "etastar.reproduction"
@@ -109,42 +106,28 @@ def _silent(_name: str, _done: int, _total: int) -> None:
     pass
 
 
-def output_directory(path: str | Path) -> Path:
-    """The directory to write into; InvalidFile where it is a file or cannot be made. Nothing is created here."""
-    target = Path(path)
-    existing = next(p for p in (target, *target.absolute().parents) if p.exists())
-    if not existing.is_dir():
-        raise InvalidFile("out", str(target), f"{existing} is a file; name a directory")
-    return target
-
-
 def write_reproduction(reproduction: Reproduction, out: str | Path) -> list[Path]:
-    """Write PNGs, ``results.json`` and, last, ``report.html``; returns their paths."""
-    target = output_directory(out)
+    """Write PNGs, ``results.json`` and, last, ``report.html``, all or none; returns their paths.
+
+    Raises:
+        InvalidFile: The directory cannot be written.
+    """
     figures = [figure for section in reproduction.sections for figure in section.figures]
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in reproduction.seconds.items())
     footer = f"etastar {version('etastar')} · seed {reproduction.seed} · {seconds}\nRemake it with: etastar reproduce"
     page = render_html("Suspicious alignment of SGD, reproduced and audited", _LEAD, reproduction.sections, footer)
     results = json.dumps(reproduction.results(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target, prefix=".writing-"))
-    except OSError as error:
-        raise InvalidFile("out", str(target), f"cannot be written: {error.strerror or error}") from None
-    try:
-        for figure in figures:
-            (scratch / f"{figure.name}.png").write_bytes(render_png(figure, 80 if reproduction.quick else 150))
-        paths: list[Path] = []
-        for figure in figures:
-            paths.append((scratch / f"{figure.name}.png").replace(target / f"{figure.name}.png"))
-        for name, text in (("results.json", results), ("report.html", page)):
-            write_text(target / name, text)
-            paths.append(target / name)
-    except OSError as error:
-        raise InvalidFile("out", str(target), f"cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return paths
+    dpi = 80 if reproduction.quick else 150
+
+    def picture(figure: Figure) -> Callable[[Path], object]:
+        return lambda path: path.write_bytes(render_png(figure, dpi))
+
+    pictures = {f"{figure.name}.png": picture(figure) for figure in figures}
+    texts: dict[str, Callable[[Path], object]] = {
+        "results.json": lambda path: path.write_text(results, encoding="utf-8"),
+        "report.html": lambda path: path.write_text(page, encoding="utf-8"),
+    }
+    return write_together(out, pictures | texts)
 
 
 def _section_results(section: Section) -> dict[str, Any]:

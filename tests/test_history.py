@@ -1,0 +1,282 @@
+"""Histories: saved to the last bit, hostile files refused and never executed."""
+
+import ast
+import json
+import math
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import etastar
+from etastar import (
+    Coupling,
+    CurvatureMoments,
+    History,
+    InvalidFile,
+    Measurement,
+    MissingExtra,
+    SplitMoments,
+    SubspaceMoments,
+    alignment,
+    critical_step_size,
+    loss_thresholds,
+)
+from oracles.strategies import parts
+
+ANY = st.one_of(
+    st.floats(width=64),
+    st.sampled_from([math.nan, math.inf, -math.inf, 5e-324, -0.0, 1 / 3, 1.7976931348623157e308]),
+)
+
+
+def splits_of(numbers):
+    coupling = st.one_of(st.none(), st.builds(Coupling, numbers, numbers))
+    plain, directed = parts(numbers), parts(numbers, numbers)
+    return st.one_of(
+        st.builds(SplitMoments, plain, plain, coupling), st.builds(SplitMoments, directed, directed, coupling)
+    )
+
+
+@st.composite
+def replicated(draw):
+    """Moments with an axis of replicates, some fields without it."""
+    count = draw(st.integers(1, 4))
+    array = st.lists(ANY, min_size=count, max_size=count).map(np.array)
+    return draw(splits_of(st.one_of(ANY, array)))
+
+
+MEASUREMENTS = st.builds(
+    Measurement,
+    step=st.integers(0, 10**18),
+    step_size=st.floats(0, 1e300),
+    moments=st.one_of(splits_of(ANY), replicated()),
+    batch_size=st.one_of(st.none(), st.integers(1, 10**9)),
+    provenance=st.dictionaries(
+        st.text(max_size=8),
+        st.one_of(st.text(max_size=8), st.integers(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False)),
+        max_size=3,
+    ),
+)
+
+
+def bits(moments):
+    """Shapes and bytes; every NaN counts as the same."""
+    return [(leaf.shape, np.where(np.isnan(leaf), np.nan, leaf).tobytes()) for leaf in moments.leaves()]
+
+
+@given(st.lists(MEASUREMENTS, max_size=4))
+def test_a_history_comes_back_to_the_last_bit(tmp_path_factory, measurements):
+    path = tmp_path_factory.mktemp("history") / "run.jsonl"
+    History(measurements).save(path)
+    loaded = History.load(path)
+    assert len(loaded) == len(measurements)
+    for before, after in zip(measurements, loaded, strict=True):
+        assert (before.step, before.step_size, before.batch_size) == (after.step, after.step_size, after.batch_size)
+        assert dict(before.provenance) == dict(after.provenance)
+        assert [type(v) for v in before.provenance.values()] == [type(v) for v in after.provenance.values()]
+        assert bits(before.moments) == bits(after.moments)
+        assert before.moments.shape == after.moments.shape
+        assert (before.moments.dominant.descent is None) == (after.moments.dominant.descent is None)
+        assert (before.moments.coupling is None) == (after.moments.coupling is None)
+    assert all(json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines())  # strict JSON
+
+
+def moments(dominant=(1.0, 4.0, 16.0), bulk=(3.0, 3.0, 3.0), noise=(0.5, 2.0, 8.0), **more):
+    return SplitMoments(
+        SubspaceMoments(CurvatureMoments(*dominant), CurvatureMoments(*noise)),
+        SubspaceMoments(CurvatureMoments(*bulk), CurvatureMoments(*noise)),
+        **more,
+    )
+
+
+@pytest.fixture
+def history():
+    return History([Measurement(t, 0.1, moments(), 8, {"model": "quadratic", "run": t}) for t in (0, 10, 20)])
+
+
+@pytest.fixture
+def saved(history, tmp_path):
+    path = tmp_path / "history.jsonl"
+    history.save(path)
+    return path
+
+
+def test_a_history_is_a_sequence(history):
+    assert len(history) == 3
+    assert [m.step for m in history] == [0, 10, 20]
+    assert history[-1].provenance == {"model": "quadratic", "run": 20}
+    history.append(Measurement(30, 0.1, moments()))
+    assert history[3].batch_size is None
+
+
+def test_the_file_is_one_line_a_measurement_under_a_header(saved):
+    lines = saved.read_text().splitlines()
+    assert json.loads(lines[0]) == {"schema": "etastar.history", "version": 1}
+    assert [json.loads(line)["step"] for line in lines[1:]] == [0, 10, 20]
+
+
+def test_a_torn_last_line_is_dropped_wherever_it_is_torn(saved):
+    text = saved.read_text()
+    last = text.rstrip("\n").rindex("\n") + 1
+    for end in range(last, len(text) - 1, 7):
+        saved.write_text(text[:end])
+        assert [m.step for m in History.load(saved)] == [0, 10]
+    saved.write_text(text[:-1])  # nothing but the line's end is missing
+    assert len(History.load(saved)) == 3
+
+
+def test_a_damaged_line_before_the_last_is_refused_with_its_number(saved):
+    lines = saved.read_text().splitlines()
+    saved.write_text("\n".join([*lines[:2], lines[2][:50], lines[3]]))
+    with pytest.raises(InvalidFile, match="line 3 is damaged"):
+        History.load(saved)
+
+
+def record(**changes):
+    line = {
+        "step": 1,
+        "step_size": 0.1,
+        "batch_size": None,
+        "dominant": {"signal": [1, 2, 3], "noise": [1, 2, 3], "descent": None},
+        "bulk": {"signal": [1, 2, 3], "noise": [1, 2, 3], "descent": None},
+        "coupling": None,
+        "provenance": {},
+    }
+    return json.dumps(line | changes)
+
+
+NESTED = "[" * 100_000 + "]" * 100_000
+HEADER = '{"schema": "etastar.history", "version": 1}'
+PART = {"signal": [1, 2, 3], "noise": [1, 2, 3], "descent": None}
+HOSTILE_LINES = {
+    "nested": NESTED,
+    "nested inside": record().replace("null", NESTED, 1),
+    "number": "17",
+    "null": "null",
+    "list": "[]",
+    "empty": "{}",
+    "blank": "",
+    "duplicate key": record()[:-1] + ', "step": 2}',
+    "nan literal": record().replace("0.1", "NaN"),
+    "huge step": record().replace('"step": 1', '"step": 1e999'),
+    "huge number": record().replace("0.1", "1" + "0" * 400),
+    "more digits than Python reads": record().replace("0.1", "1" * 5_000),
+    "float beyond float64": record().replace("0.1", "1e999"),
+    "code": record(step="__import__('os').abort()"),
+    "fractional step": record(step=1.5),
+    "boolean step": record(step=True),
+    "negative step": record(step=-1),
+    "text step size": record(step_size="0.1"),
+    "negative step size": record(step_size=-0.1),
+    "no batch": record(batch_size=0),
+    "boolean moment": record(dominant=PART | {"signal": [True, 2, 3]}),
+    "text moment": record(dominant=PART | {"signal": ["1", 2, 3]}),
+    "infinite step size": record(step_size="inf"),
+    "text for a list": record(dominant=PART | {"signal": "123"}),
+    "object for a list": record(dominant=PART | {"signal": {"nan": 1, "inf": 2, "-inf": 3}}),
+    "two moments": record(dominant=PART | {"signal": [1, 2]}),
+    "four moments": record(dominant=PART | {"signal": [1, 2, 3, 4]}),
+    "ragged replicates": record(dominant=PART | {"signal": [[1, 2], [1, 2, 3], 3]}),
+    "nested replicates": record(dominant=PART | {"signal": [[[1]], 2, 3]}),
+    "one descent": record(dominant=PART | {"descent": [1, 2]}),
+    "part is a list": record(bulk=[1, 2, 3]),
+    "part is missing": record(bulk=None),
+    "coupling is a number": record(coupling=3),
+    "provenance is a list": record(provenance=[["a", 1]]),
+    "provenance is nested": record(provenance={"a": {"b": 1}}),
+}
+
+
+@pytest.mark.parametrize("line", HOSTILE_LINES.values(), ids=HOSTILE_LINES)
+def test_a_hostile_line_is_refused_even_at_the_end_of_a_whole_file(tmp_path, line):
+    path = tmp_path / "hostile.jsonl"
+    path.write_text(f"{HEADER}\n{record()}\n{line}\n")
+    with pytest.raises(InvalidFile, match="line 3 is damaged"):
+        History.load(path)
+    path.write_text(f"{HEADER}\n{line}\n{record()}")
+    with pytest.raises(InvalidFile, match="line 2 is damaged"):
+        History.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (NESTED, "does not start with an etastar history header"),
+        ("[]", "does not start"),
+        ("17", "does not start"),
+        ("\n\n{}", "does not start"),
+        ("\x80PICKLE", "does not start"),
+        ('{"schema": "etastar.history"}', "does not start"),
+        ('{"schema": "etastar.history", "version": 1, "version": 1}', "does not start"),
+        ('{"schema": "etastar.history", "version": 2}', "another schema; this reads etastar.history 1"),
+        ('{"schema": "etastar.reproduction", "version": 1}', "another schema"),
+        ('{"schema": ' + "[" * 900 + "]" * 900 + ', "version": 1}', "another schema|does not start"),
+        ("", "is empty"),
+    ],
+)
+def test_what_is_no_history_is_refused(tmp_path, text, complaint):
+    path = tmp_path / "no-history"
+    path.write_text(text)
+    with pytest.raises(InvalidFile, match=complaint) as caught:
+        History.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return open, (str(tmp_path / "executed"), "w")
+
+    path = tmp_path / "pickle.jsonl"
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(InvalidFile):
+        History.load(path)
+    path.write_bytes(HEADER.encode() + b"\n" + pickle.dumps(Bomb(), 0) + record().encode())
+    with pytest.raises(InvalidFile):
+        History.load(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_no_module_of_ours_can_execute_a_file():
+    executing = {"pickle", "marshal", "shelve", "dill", "joblib", "yaml", "eval", "exec", "compile", "__import__"}
+    for path in Path(etastar.__file__).parent.rglob("*.py"):
+        tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        names = {getattr(node, "id", getattr(node, "name", getattr(node, "module", None))) for node in tree}
+        assert not names & executing, path
+
+
+def test_columns_hold_the_criteria_of_each_row(history):
+    columns = history.columns()
+    split = moments()
+    assert columns["step"].tolist() == [0, 10, 20]
+    assert columns["regime"].tolist() == [critical_step_size(split).regime.name] * 3
+    for name, value in (
+        ("alignment", alignment(split)),
+        ("critical_step_size", critical_step_size(split).value),
+        ("threshold_dominant", loss_thresholds(split).dominant),
+        ("threshold_bulk", loss_thresholds(split).bulk),
+    ):
+        for column in (name, f"{name}_low", f"{name}_high"):  # exact moments have no width
+            assert columns[column].tolist() == [value] * 3
+    assert {len(column) for column in columns.values()} == {3}
+
+
+def test_an_xarray_dataset_holds_the_columns_along_the_steps(history):
+    dataset = history.to_xarray()
+    columns = history.columns()
+    assert dataset["step"].values.tolist() == [0, 10, 20]
+    assert set(dataset.data_vars) == set(columns) - {"step"}
+    for name in dataset.data_vars:
+        assert dataset[name].dims == ("step",)
+        assert dataset[name].values.tolist() == columns[name].tolist()
+
+
+def test_a_missing_xarray_is_named(history, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'etastar\[xarray\]'"):
+        history.to_xarray()

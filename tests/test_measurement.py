@@ -1,0 +1,136 @@
+"""A measurement: refused where it could not be saved, and its verdict in the right words."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from etastar import (
+    Coupling,
+    CurvatureMoments,
+    Descent,
+    History,
+    InvalidArgument,
+    Measurement,
+    Regime,
+    SplitMoments,
+    SubspaceMoments,
+    alignment,
+)
+
+
+def moments(dominant=(1.0, 4.0, 16.0), bulk=(3.0, 3.0, 3.0), noise=(0.5, 2.0, 8.0), **more):
+    return SplitMoments(
+        SubspaceMoments(CurvatureMoments(*dominant), CurvatureMoments(*noise)),
+        SubspaceMoments(CurvatureMoments(*bulk), CurvatureMoments(*noise)),
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"step": 1.5}, "step"),
+        ({"step": True}, "step"),
+        ({"step": -1}, "step"),
+        ({"step_size": math.nan}, "step_size"),
+        ({"step_size": -0.1}, "step_size"),
+        ({"step_size": [0.1, 0.2]}, "step_size"),
+        ({"step_size": "0.1"}, "step_size"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 8.0}, "batch_size"),
+        ({"provenance": {"loss": math.nan}}, "provenance.loss"),
+        ({"provenance": {"model": object()}}, "provenance.model"),
+        ({"moments": moments(dominant=(np.ones((2, 3)), 1.0, 1.0))}, "moments"),
+    ],
+)
+def test_a_measurement_that_could_not_be_saved_is_refused(arguments, name):
+    with pytest.raises(InvalidArgument) as caught:
+        Measurement(**({"step": 0, "step_size": 0.1, "moments": moments()} | arguments))
+    assert caught.value.name == name
+
+
+def test_numpy_numbers_are_as_good_as_ours(tmp_path):
+    seen = Measurement(np.int64(3), np.float32(0.5), moments(), np.int32(8), {"loss": np.float32(0.5), "n": np.int8(1)})
+    History([seen]).save(tmp_path / "history")
+    (loaded,) = History.load(tmp_path / "history")
+    assert (loaded.step, loaded.step_size, loaded.batch_size) == (3, 0.5, 8)
+    assert loaded.provenance == {"loss": 0.5, "n": 1}
+
+
+def at_ratios(dominant, bulk, noise_share=0.9):
+    """Moments whose thresholds are 1/dominant and 1/bulk: at step 1 these are the ratios step over threshold."""
+    parts = []
+    for ratio in (dominant, bulk):
+        curvature, noise = 2 * ratio * (1 - noise_share), 2 * ratio * noise_share
+        parts.append(SubspaceMoments(CurvatureMoments(1.0, curvature, 1.0), CurvatureMoments(0.1, noise, 0.1)))
+    return SplitMoments(*parts)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "share", "words"),
+    [
+        (0.1, 0.9, "still descends (step is 0.1 of its loss threshold)"),
+        (1.0, 0.9, "has equilibrated, limited by noise (step is 1 of"),
+        (0.85, 0.1, "has equilibrated, limited by curvature (step is 0.85 of"),
+        (4.0, 0.9, "is raised by this step, limited by noise (step is 4 of"),
+        (4.0, 0.1, "is raised by this step, limited by curvature"),
+    ],
+)
+def test_exact_moments_give_a_verdict_in_words(ratio, share, words):
+    verdict = Measurement(0, 1.0, at_ratios(ratio, 0.01, share)).verdict
+    assert verdict.startswith(f"dominant: {words}")
+    assert verdict.endswith("; bulk: still descends (step is 0.01 of its loss threshold)")
+
+
+def test_a_wide_interval_is_unresolved():
+    split = SplitMoments.stack([at_ratios(r, 0.01) for r in (0.6, 1.3, 0.7, 1.1)])
+    verdict = Measurement(0, 1.0, split).verdict
+    assert verdict.startswith("dominant: unresolved between descending and equilibrated (step is 0.925 of")
+    assert "bulk: still descends" in verdict
+
+
+@pytest.mark.parametrize(
+    "dominant",
+    [
+        (1.0, -5.0, 1.0),  # negative curvature: every step descends, there is no threshold
+        (-1.0, 5.0, 1.0),  # an estimate below zero
+        (-1.0, -5.0, 1.0),  # both: a threshold above which the loss falls, which is no loss threshold
+        (math.nan, 1.0, 1.0),
+        (0.0, 0.0, 0.0),
+    ],
+)
+def test_where_there_is_no_threshold_none_is_claimed(dominant):
+    split = moments(dominant=dominant, noise=(0.0, 0.0, 0.0))
+    assert "dominant: no threshold resolved" in Measurement(0, 1.0, split).verdict
+
+
+def test_an_interval_across_zero_resolves_no_threshold():
+    slopes = [moments(dominant=(m, 1.0, 1.0)) for m in (2.0, -1.5, 1.0, -0.5)]
+    assert "dominant: no threshold resolved" in Measurement(0, 1.0, SplitMoments.stack(slopes)).verdict
+
+
+def test_a_gradient_of_zero_is_raised_by_every_step():
+    assert "dominant: is raised by this step" in Measurement(0, 1.0, moments(dominant=(0.0, 0.0, 0.0))).verdict
+
+
+def test_replicates_give_intervals_and_exact_moments_none():
+    split = SplitMoments.stack([moments(dominant=(m, 4.0, 16.0)) for m in (0.9, 1.0, 1.1, 1.05)])
+    seen, exact = Measurement(0, 0.1, split, 8), Measurement(0, 0.1, moments(), 8)
+    assert exact.alignment.low == exact.alignment.value == exact.alignment.high == 0.25
+    assert seen.alignment.low < seen.alignment.value < seen.alignment.high
+    assert seen.alignment.value == pytest.approx(alignment(split.mean(0)))
+    assert seen.regime is Regime.LOW
+    assert seen.estimate(alignment, level=0.5).high < seen.alignment.high
+    assert seen.step_budget.dominant.noise_scale == pytest.approx(8 * 0.5 / 1.0125)
+
+
+def test_descent_and_coupling_reach_the_criteria():
+    directed = [
+        SubspaceMoments(CurvatureMoments(*m), CurvatureMoments(0.0, 1.0, 0.0), Descent(*d))
+        for m, d in zip(itertools.repeat((1.0, 1.0, 1.0), 2), [(2.0, 1.0), (4.0, 1.0)], strict=True)
+    ]
+    seen = Measurement(0, 1.0, SplitMoments(*directed, Coupling(0.25, 0.5)))
+    assert seen.threshold_dominant.value == 2 * 2.0 / (1.0 + 1.0 - 0.5)
+    assert seen.threshold_bulk.value == 2 * 4.0 / (1.0 + 1.0 - 0.5)
