@@ -132,5 +132,5 @@ def test_descent_and_coupling_reach_the_criteria():
         for m, d in zip(itertools.repeat((1.0, 1.0, 1.0), 2), [(2.0, 1.0), (4.0, 1.0)], strict=True)
     ]
     seen = Measurement(0, 1.0, SplitMoments(*directed, Coupling(0.25, 0.5)))
-    assert seen.threshold_dominant.value == 2 * 2.0 / (1.0 + 1.0 - 0.5)
-    assert seen.threshold_bulk.value == 2 * 4.0 / (1.0 + 1.0 - 0.5)
+    assert seen.loss_thresholds.dominant.value == 2 * 2.0 / (1.0 + 1.0 - 0.5)
+    assert seen.loss_thresholds.bulk.value == 2 * 4.0 / (1.0 + 1.0 - 0.5)

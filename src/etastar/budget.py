@@ -79,7 +79,6 @@ def step_budget(split: SplitMoments, step_size: Any, batch_size: Any) -> StepBud
     gamma_noise = 0.0 if split.coupling is None else split.coupling.noise
     # Coupling leaves the projected updates (for h ≠ g it never entered), and joins the two in the whole one.
     own = gamma if D.descent is None else 0.0
-    both = 0.0 if D.descent is None else 2.0 * gamma
 
     def budget(energy: Array, slope: Array, bend: Array, q0: Array, q1: Array) -> SubspaceBudget:
         return _budget(eta, batch, energy, slope, bend, q0, q1)
@@ -91,7 +90,7 @@ def step_budget(split: SplitMoments, step_size: Any, batch_size: Any) -> StepBud
             full=budget(
                 D.signal.zeroth + B.signal.zeroth,
                 D.slope + B.slope,
-                D.bend + B.bend + both,
+                D.bend + B.bend + (0.0 if D.descent is None else 2.0 * gamma),
                 D.noise.zeroth + B.noise.zeroth,
                 D.noise.first + B.noise.first,
             ),

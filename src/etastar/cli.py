@@ -197,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"etastar: {_printable(text)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        _end_workers()
         print("etastar: interrupted; nothing half-written is left behind", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has closed it; python would complain once more at exit
@@ -220,6 +221,14 @@ def _parse_and_run(commands: dict[str, Callable[..., int]], arguments: list[str]
         print(f"etastar: {_one_line(complaint.getvalue())}", file=sys.stderr)
         return 2
     return run()
+
+
+def _end_workers() -> None:
+    """Python would wait at exit until each worker has finished what it is at, which may take minutes."""
+    from multiprocessing import active_children
+
+    for worker in active_children():
+        worker.terminate()
 
 
 def _printable(text: str) -> str:

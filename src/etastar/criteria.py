@@ -33,6 +33,7 @@ __all__ = [
     "loss_border",
     "loss_change",
     "loss_thresholds",
+    "neutrality",
     "regime_border",
 ]
 
@@ -247,6 +248,12 @@ def as_step_size(step_size: Any) -> Array:
     if not np.all(np.isfinite(eta) & (eta >= 0)):
         raise InvalidArgument("step_size", step_size, "must be finite and not negative")
     return eta
+
+
+def neutrality(split: SplitMoments) -> tuple[Array, Array]:
+    """N and M themselves, ``(*batch)``: ηM − 2N is what intervals of η* invert. They overflow where moments do."""
+    N, M = _neutrality(split)
+    return N.to_float(), M.to_float()
 
 
 def _neutrality(split: SplitMoments) -> tuple[Scaled, Scaled]:

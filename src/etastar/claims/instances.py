@@ -109,7 +109,7 @@ class Instances:
         )
 
     def problem(self, row: int) -> Instance:
-        """Return one row, drawn in float64, as the exact rational numbers that it is."""
+        """Return one row, drawn in float64 or fractions, as the exact rational numbers that it is."""
 
         def fractions(number: Number) -> tuple[Fraction, ...]:
             return tuple(Fraction(value) for value in as_floats(number))
@@ -119,7 +119,7 @@ class Instances:
             rank=self.rank,
             state=fractions(self.state[row]),
             noise=fractions(self.noise[row]),
-            step_size=Fraction(float(as_floats(self.step_size)[row])),
+            step_size=fractions(self.step_size[row : row + 1])[0],
             time=self.time,
             copies=self.copies,
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import reduce
-from itertools import cycle
 from multiprocessing import get_context
 from operator import and_
 
@@ -100,12 +99,13 @@ def examine(claim: Claim, instances: int, rng: np.random.Generator) -> Verdict:
     """
     wanted = min(instances, claim.samples or instances)
     least = BATCHES if claim.expected == "refuted" and not claim.draw else 1
+    tried = 1 if claim.draw else SHRUNK  # the instances of a claim's own setting are not shrunk: show the worst
     held = unproved = 0
     for number, drawn in enumerate(_batches(claim, wanted, rng), start=1):
         proved, wrong, suspects = _sifted(claim, drawn)
         held, unproved = held + proved, unproved + wrong
         if suspects:
-            best = min((shrunk(claim, suspect) for suspect in suspects[:SHRUNK]), key=complexity)
+            best = min((shrunk(claim, suspect) for suspect in suspects[:tried]), key=complexity)
             return verdict_of(claim, "refuted", held + unproved, certify(claim, best))
         if held >= wanted and number >= least:
             break
@@ -114,11 +114,14 @@ def examine(claim: Claim, instances: int, rng: np.random.Generator) -> Verdict:
 
 
 def _batches(claim: Claim, wanted: int, rng: np.random.Generator) -> Iterator[Instances]:
-    """Draw batches of one shape each, small shapes first, until patience ends."""
+    """Draw batches of one shape each, small shapes first and larger batches in each round, until patience ends."""
     shapes = [shape for shape in SHAPES if shape[0] <= claim.largest]
-    count = min(2048, max(64, wanted // BATCHES))
-    for _, shape in zip(range(BATCHES + PATIENCE * wanted // count), cycle(shapes), strict=False):
-        yield claim.draw(rng, count) if claim.draw else draw(rng, count, *shape)
+    size, drawn = min(2048, max(64, wanted // BATCHES)), 0
+    while drawn < PATIENCE * max(wanted, 64):
+        for shape in shapes:
+            yield claim.draw(rng, size) if claim.draw else draw(rng, size, *shape)
+            drawn += size
+        size = min(2048, 2 * size)
 
 
 def _sifted(claim: Claim, drawn: Instances) -> tuple[int, int, list[Instance]]:

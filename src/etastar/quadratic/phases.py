@@ -213,7 +213,8 @@ class _Trend:
         injected = float(modes.curvature_moments(modes.variances)[0].second)
         if room <= 0 or not self.decay.stable or injected == 0 or np.any(self.drift[: modes.cut] > 0):
             return None
-        level = float(np.divide(injected, upper - lower) / room)
+        with np.errstate(over="ignore", invalid="ignore"):
+            level = float(np.divide(injected, upper - lower) / room)
 
         def above(time: int) -> bool:
             curve = expected(modes, self.state, eta, [time])

@@ -9,8 +9,10 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
+from itertools import count
 from typing import Any
 
 from etastar.report.figures import Figure
@@ -87,21 +89,17 @@ def render_html(title: str, lead: str, sections: list[Section], footer: str = ""
         footer: Provenance: versions, seed, timings.
     """
     figures = [figure for section in sections for figure in section.figures]
-    payload = json.dumps(
-        {figure.name: plotly_figure(figure) for figure in figures}, allow_nan=False, ensure_ascii=False
-    )
-    checks = [check for section in sections for check in section.checks]
-    passed = sum(check.passed for check in checks)
+    payload = json.dumps([plotly_figure(figure) for figure in figures], allow_nan=False, ensure_ascii=False)
+    numbers = count()
     links = "".join(map(_link, sections)) if len(sections) > 1 else ""
-    body = "".join(map(_section, sections))
+    body = "".join(_section(section, numbers) for section in sections)
     script = plotly_script() if figures else ""
     return _fill(
         _asset("page.html"),
         {
             "title": _text(title),
             "lead": _marked(lead),
-            "summary": f"{passed} of {len(checks)} checks passed",
-            "summary_class": "pass" if passed == len(checks) else "fail",
+            "summary": _summary([check for section in sections for check in section.checks]),
             "links": links,
             "body": body,
             "footer": _text(footer),
@@ -111,6 +109,12 @@ def render_html(title: str, lead: str, sections: list[Section], footer: str = ""
             "draw": _asset("draw.js"),
         },
     )
+
+
+def _summary(checks: list[Check]) -> str:
+    passed = sum(check.passed for check in checks)
+    kind = "pass" if passed == len(checks) else "fail"
+    return f'<p class="summary {kind}">{passed} of {len(checks)} checks passed</p>' if checks else ""
 
 
 def _asset(name: str) -> str:
@@ -128,7 +132,7 @@ def _link(section: Section) -> str:
     return f'<li><a href="#{_text(section.name)}">{_text(section.title)}</a> {badge}</li>'
 
 
-def _section(section: Section) -> str:
+def _section(section: Section, numbers: Iterator[int]) -> str:
     parts = [f'<section id="{_text(section.name)}"><h2>{_text(section.title)}</h2>']
     parts.append(f'<p class="finding">{_marked(section.finding)}</p>')
     for check in section.checks:
@@ -139,7 +143,7 @@ def _section(section: Section) -> str:
     for figure in section.figures:
         alt = _text(figure.alt or figure.caption)
         parts.append(
-            f'<figure><div class="plot" data-figure="{_text(figure.name)}" role="img" aria-label="{alt}"></div>'
+            f'<figure><div class="plot" data-figure="{next(numbers)}" role="img" aria-label="{alt}"></div>'
             f"<figcaption>{_marked(figure.caption)}</figcaption></figure>"
         )
     parts += map(_table, section.tables)

@@ -111,20 +111,22 @@ def _mark(mark: Mark, suffix: str) -> tuple[list[dict[str, Any]], list[dict[str,
             return [low, high | {"fillcolor": _transparent(mark.colour)} | named], []
         case Reference():
             across, along = ("y", "x") if mark.axis == "y" else ("x", "y")
+            (value,) = _numbers(mark.value)
             shape = {"type": "line", "line": {"color": mark.colour, "width": 1.2, "dash": "dash"}}
             shape |= {f"{along}ref": f"{along}{suffix} domain", f"{along}0": 0, f"{along}1": 1}
-            shape |= {f"{across}ref": f"{across}{suffix}", f"{across}0": mark.value, f"{across}1": mark.value}
+            shape |= {f"{across}ref": f"{across}{suffix}", f"{across}0": value, f"{across}1": value}
             # An empty trace stands in the legend for the line.
             stand_in = {"type": "scatter", "mode": "lines", "x": [None], "y": [None]}
             stand_in |= {"line": {"color": mark.colour, "width": 1.2, "dash": "dash"}}
-            return ([stand_in | named] if mark.label else []), [shape]
+            return ([stand_in | named] if mark.label else []), [shape] if value is not None else []
         case Shade():
+            low, high = _numbers([mark.low, mark.high])
             shape = {"type": "rect", "fillcolor": _transparent(mark.colour), "line": {"width": 0}, "layer": "below"}
-            shape |= {"xref": f"x{suffix}", "x0": mark.low, "x1": mark.high}
+            shape |= {"xref": f"x{suffix}", "x0": low, "x1": high}
             shape |= {"yref": f"y{suffix} domain", "y0": 0, "y1": 1}
             stand_in = {"type": "scatter", "mode": "markers", "x": [None], "y": [None]}
             stand_in |= {"marker": {"color": _transparent(mark.colour), "size": 12, "symbol": "square"}}
-            return ([stand_in | named] if mark.label else []), [shape]
+            return ([stand_in | named] if mark.label else []), [shape] if None not in (low, high) else []
 
 
 def _numbers(values: Any) -> list[float | None]:

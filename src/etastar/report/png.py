@@ -35,9 +35,9 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     axis.set_yscale(panel.y_scale)
     for mark in panel.marks:
         _draw_mark(axis, mark)
-    axis.set_xlabel(panel.x_label)
-    axis.set_ylabel(panel.y_label)
-    axis.set_title(panel.title, fontsize=10, loc="left")
+    axis.set_xlabel(panel.x_label, parse_math=False)  # a name with two dollar signs is no formula
+    axis.set_ylabel(panel.y_label, parse_math=False)
+    axis.set_title(panel.title, fontsize=10, loc="left", parse_math=False)
     if panel.y_range is not None:
         axis.set_ylim(*panel.y_range)
     axis.grid(visible=True, color="#e6e6e6", linewidth=0.6)
@@ -45,7 +45,9 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axis.get_legend_handles_labels()
     if panel.legend and handles:
-        axis.legend(handles, labels, fontsize=7.5, frameon=True, framealpha=0.85, edgecolor="none")
+        legend = axis.legend(handles, labels, fontsize=7.5, frameon=True, framealpha=0.85, edgecolor="none")
+        for text in legend.get_texts():
+            text.set_parse_math(False)
 
 
 def _draw_mark(axis: Any, mark: Mark) -> None:

@@ -1,0 +1,255 @@
+"""A measurement: the moments of one step, the verdict drawn from them, and where they came from.
+
+Exact moments give exact criteria; replicated ones give each an interval. A measurement is one line of JSON, whose
+numbers survive to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from etastar.budget import StepBudget, step_budget
+from etastar.criteria import Outcome, Regime, alignment, as_step_size, critical_step_size, loss_thresholds
+from etastar.errors import InvalidArgument
+from etastar.moments import Coupling, CurvatureMoments, Descent, SplitMoments, SubspaceMoments
+from etastar.uncertainty import Estimate, critical_step_interval, exactly, jackknife, mean_of
+
+__all__ = ["Measurement", "ThresholdEstimates", "decode", "encode"]
+
+Array = npt.NDArray[np.float64]
+Plain = str | int | float | bool
+_EQUILIBRATED = (0.8, 1.25)  # η/η_S inside this band counts as equilibrated
+_SPELT_OUT = ("nan", "inf", "-inf")  # JSON has no numbers for them
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdEstimates:
+    """The loss thresholds η_D, η_B and η_full with their intervals, [parameter²/loss]."""
+
+    dominant: Estimate
+    bulk: Estimate
+    full: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The moments of one step with what they say.
+
+    Attributes:
+        step: Steps taken before it.
+        step_size: η in use, [parameter²/loss].
+        moments: Batch shape ``()`` when exact, or ``(replicates,)``: then every criterion gets an interval.
+        batch_size: b behind the noise moments, or None where there is none (a laboratory).
+        provenance: What made it: names and plain numbers.
+        recoverable: ½ Σ_D g_i²/λ_i of each replicate, shape of the moments or ``()``, [loss]; None where no basis was.
+        certificate: Of the basis behind the moments: names and plain numbers.
+        cost: What it took: names and plain numbers.
+
+    Raises:
+        InvalidArgument: A count that is none, a step size that is negative or not finite, provenance that is not plain.
+    """
+
+    step: int
+    step_size: float
+    moments: SplitMoments
+    batch_size: int | None = None
+    provenance: Mapping[str, Plain] = field(default_factory=dict[str, Plain])
+    recoverable: Array | float | None = None
+    certificate: Mapping[str, Plain] = field(default_factory=dict[str, Plain])
+    cost: Mapping[str, Plain] = field(default_factory=dict[str, Plain])
+
+    def __post_init__(self) -> None:
+        if len(self.moments.shape) > 1:
+            raise InvalidArgument("moments", self.moments.shape, "must be one measurement or one axis of replicates")
+        size = as_step_size(self.step_size)
+        if size.ndim:
+            raise InvalidArgument("step_size", self.step_size, "must be one number")
+        object.__setattr__(self, "step", _count("step", self.step, 0))
+        object.__setattr__(self, "step_size", float(size))
+        if self.batch_size is not None:
+            object.__setattr__(self, "batch_size", _count("batch_size", self.batch_size, 1))
+        if self.recoverable is not None:
+            object.__setattr__(self, "recoverable", _recoverable(self.recoverable, self.moments.shape))
+        for name in ("certificate", "cost", "provenance"):
+            object.__setattr__(self, name, _plain(name, getattr(self, name)))
+
+    @property
+    def alignment(self) -> Estimate:
+        """θ."""
+        return self.estimate(alignment)
+
+    @property
+    def critical_step_size(self) -> Estimate:
+        """η*, [parameter²/loss]; with replicates, the interval is Fieller's."""
+        if self.moments.shape == ():
+            return exactly(critical_step_size(self.moments).value)
+        return critical_step_interval(self.moments)
+
+    @property
+    def loss_thresholds(self) -> ThresholdEstimates:
+        """η_D, η_B and η_full."""
+        return ThresholdEstimates(
+            self.estimate(lambda split: loss_thresholds(split).dominant),
+            self.estimate(lambda split: loss_thresholds(split).bulk),
+            self.estimate(lambda split: loss_thresholds(split).full),
+        )
+
+    @property
+    def recoverable_loss(self) -> Estimate | None:
+        """What decaying the step would give back in the dominant subspace, ½ Σ_D g_i²/λ_i, [loss]."""
+        if self.recoverable is None:
+            return None
+        return mean_of(self.recoverable)
+
+    @property
+    def regime(self) -> Regime:
+        """The regime at the mean moments."""
+        return critical_step_size(self._mean).regime
+
+    @property
+    def step_budget(self) -> StepBudget:
+        """The step budget at the mean moments; noise scales take one sample for a batch where none is given."""
+        return step_budget(self._mean, self.step_size, self.batch_size or 1)
+
+    @property
+    def verdict(self) -> str:
+        """Which subspace still descends, which has equilibrated, and what limits it, in words."""
+        budget, bounds, eta = self.step_budget, loss_thresholds(self._mean), self.step_size
+        thresholds = self.loss_thresholds
+        dominant = thresholds.dominant if bounds.dominant_outcome is Outcome.BELOW else None
+        bulk = thresholds.bulk if bounds.bulk_outcome is Outcome.BELOW else None
+        return "; ".join(
+            [
+                _subspace_verdict("dominant", eta, dominant, budget.dominant.noise_share),
+                _subspace_verdict("bulk", eta, bulk, budget.bulk.noise_share),
+            ]
+        )
+
+    def estimate(self, criterion: Callable[[SplitMoments], Any], level: float = 0.9) -> Estimate:
+        """Any criterion of these moments, with its interval where there are replicates."""
+        if self.moments.shape == ():
+            return exactly(criterion(self.moments), level)
+        return jackknife(criterion, self.moments, level=level)
+
+    @property
+    def _mean(self) -> SplitMoments:
+        return self.moments if self.moments.shape == () else self.moments.mean(0)
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise InvalidArgument(name, value, f"must be a whole number, at least {least}")
+    return int(value)
+
+
+def _recoverable(value: Any, shape: tuple[int, ...]) -> Array:
+    array = np.asarray(value, dtype=np.float64)
+    if array.shape not in ((), shape):
+        raise InvalidArgument("recoverable", array.shape, f"must be a number or have the shape {shape} of the moments")
+    return array
+
+
+def _plain(name: str, given: Mapping[str, Any]) -> dict[str, Plain]:
+    plain: dict[str, Plain] = {}
+    for key, value in given.items():
+        value = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+            raise InvalidArgument(f"{name}.{key}", value, "must be text or a finite number")
+        plain[str(key)] = value
+    return plain
+
+
+def _subspace_verdict(name: str, step_size: float, threshold: Estimate | None, noise_share: Any) -> str:
+    if threshold is None or not threshold.resolved or (threshold.low <= 0 < threshold.high):
+        return f"{name}: no threshold resolved"
+    ratio, low, high = (step_size / x if x else math.inf for x in (threshold.value, threshold.high, threshold.low))
+    limit = "noise" if float(noise_share) > 0.5 else "curvature"
+    if high < _EQUILIBRATED[0]:
+        word = "still descends"
+    elif low > _EQUILIBRATED[1]:
+        word = f"is raised by this step, limited by {limit}"
+    elif _EQUILIBRATED[0] <= low and high <= _EQUILIBRATED[1]:
+        word = f"has equilibrated, limited by {limit}"
+    else:
+        word = "unresolved between descending and equilibrated"
+    return f"{name}: {word} (step is {ratio:.3g} of its loss threshold)"
+
+
+def encode(measurement: Measurement) -> str:
+    """One line of JSON."""
+
+    def plain(value: Any) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, np.ndarray):
+            return (
+                [x if math.isfinite(x) else repr(x) for x in value.ravel().tolist()] if value.ndim else plain(value[()])
+            )
+        return float(value) if math.isfinite(value) else repr(float(value))
+
+    def part(side: SubspaceMoments) -> dict[str, Any]:
+        return {
+            "signal": [plain(x) for x in side.signal.leaves()],
+            "noise": [plain(x) for x in side.noise.leaves()],
+            "descent": None if side.descent is None else [plain(x) for x in side.descent.leaves()],
+        }
+
+    moments = measurement.moments
+    record = {
+        "step": measurement.step,
+        "step_size": plain(measurement.step_size),
+        "batch_size": measurement.batch_size,
+        "dominant": part(moments.dominant),
+        "bulk": part(moments.bulk),
+        "coupling": None if moments.coupling is None else [plain(x) for x in moments.coupling.leaves()],
+        "recoverable": plain(measurement.recoverable),
+        "certificate": dict(measurement.certificate),
+        "cost": dict(measurement.cost),
+        "provenance": dict(measurement.provenance),
+    }
+    return json.dumps(record, allow_nan=False)
+
+
+def decode(record: dict[str, Any]) -> Measurement:
+    """Inverse of `encode`, after parsing; ValueError, KeyError or TypeError where it is none."""
+
+    def number(value: Any) -> float:
+        plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not plain and not (isinstance(value, str) and value in _SPELT_OUT):
+            raise TypeError("not a number as `encode` writes it")
+        return float(value)
+
+    def numbers(values: list[Any]) -> list[Any]:
+        return [np.array([number(x) for x in v]) if isinstance(v, list) else number(v) for v in _typed(values, list)]
+
+    def part(side: dict[str, Any]) -> SubspaceMoments:
+        descent = None if side["descent"] is None else Descent(*numbers(side["descent"]))
+        return SubspaceMoments(
+            CurvatureMoments(*numbers(side["signal"])), CurvatureMoments(*numbers(side["noise"])), descent
+        )
+
+    coupling = None if record["coupling"] is None else Coupling(*numbers(record["coupling"]))
+    return Measurement(
+        step=record["step"],
+        step_size=number(record["step_size"]),
+        moments=SplitMoments(part(record["dominant"]), part(record["bulk"]), coupling),
+        batch_size=record["batch_size"],
+        recoverable=None if record.get("recoverable") is None else numbers([record["recoverable"]])[0],
+        certificate=_typed(record.get("certificate", {}), dict),
+        cost=_typed(record.get("cost", {}), dict),
+        provenance=_typed(record["provenance"], dict),
+    )
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"not a {kind.__name__}")
+    return value

@@ -1,0 +1,87 @@
+"""Figures as PNGs: every mark is drawn, the same data give the same bytes, and any text is only text."""
+
+import io
+
+import matplotlib.image
+import numpy as np
+import pytest
+from pages import every_figure, every_mark
+
+from etastar.report import Figure, Line, Panel, Points, render_png, sequence
+from etastar.report.figures import COLOURS
+from etastar.report.interactive import plotly_figure
+
+
+def pixels(figure, dpi=60):
+    return matplotlib.image.imread(io.BytesIO(render_png(figure, dpi)))
+
+
+def one_panel(*marks, **more):
+    return Figure("f", "", [Panel("x", "y", marks, **more)])
+
+
+@pytest.mark.parametrize("figure", every_figure(), ids=lambda figure: figure.name)
+def test_all_marks_on_all_scales(figure):
+    first, second = render_png(figure), render_png(figure)
+    assert first == second
+    assert first.startswith(b"\x89PNG")
+    assert b"Software" not in first
+    image = pixels(figure)
+    assert image.shape[:2] == (216, 576)  # 3.6 × 9.6 inches
+    assert np.unique(image.reshape(-1, image.shape[2]), axis=0).shape[0] > 20
+
+
+@pytest.mark.parametrize("mark", [mark for mark in every_mark() if "nowhere" not in mark.label][:-1], ids=repr)
+def test_each_mark_leaves_its_colour(mark):
+    frame = pixels(one_panel(Line([1, 1000], [0, 5], width=0.0), legend=False, y_range=(0.0, 5.0)))
+    drawn = pixels(one_panel(Line([1, 1000], [0, 5], width=0.0), mark, legend=False, y_range=(0.0, 5.0)))
+    assert frame.shape == drawn.shape
+    changed = np.abs(drawn - frame).max(axis=2) > 0.05
+    assert changed.sum() > 20
+
+
+def test_the_resolution_is_that_asked_for():
+    assert pixels(one_panel(Line([0, 1], [0, 1])), 30).shape[0] == 108
+
+
+@pytest.mark.parametrize("text", ["$\\frac{$", "$a$ and $b$", "_hidden", "<b>", "a\nb", "%s %d {0}", "\\alpha"])
+def test_text_is_no_markup(text):
+    figure = Figure("f", "", [Panel(text, text, [Line([0, 1], [0, 1], text), Points([0], [1], text)], text)])
+    assert render_png(figure).startswith(b"\x89PNG")
+
+
+def test_colours_of_a_family_span_the_ramp():
+    assert sequence(0) == []
+    assert sequence(1) == ["#440154"]
+    for count in range(2, 10):
+        colours = sequence(count)
+        assert len(set(colours)) == count
+        assert (colours[0], colours[-1]) == ("#440154", "#d8c51b")
+    assert len(sequence(30)) == 30
+
+
+def test_colours_have_one_meaning_each():
+    assert len(set(COLOURS.values())) == len(COLOURS)
+
+
+def test_gaps_and_overflow_are_null_in_the_page():
+    line = Line([1, 2, 3, 4], [1.23456789, np.nan, np.inf, -np.inf], "a")
+    (trace,) = plotly_figure(one_panel(line))["data"]
+    assert trace["y"] == [1.23457, None, None, None]
+
+
+def test_one_legend_lists_a_label_of_several_panels_once():
+    panel = Panel("x", "y", [Line([0], [0], "a"), Line([0], [0], "b"), Line([0], [1], "a", colour="#123456")])
+    data = plotly_figure(Figure("f", "", [panel, panel]))["data"]
+    assert [trace["showlegend"] for trace in data] == [True, True, True, False, False, False]
+    assert not any(
+        trace["showlegend"]
+        for trace in plotly_figure(Figure("f", "", [Panel("x", "y", panel.marks, legend=False)]))["data"]
+    )
+
+
+def test_limits_of_a_logarithmic_axis_are_exponents():
+    layout = plotly_figure(one_panel(Line([1], [1]), y_scale="log", y_range=(0.1, 100.0)))["layout"]
+    assert layout["yaxis"]["range"] == [-1.0, 2.0]
+    layout = plotly_figure(one_panel(Line([1], [1]), y_range=(0.1, 100.0)))["layout"]
+    assert layout["yaxis"]["range"] == [0.1, 100.0]
