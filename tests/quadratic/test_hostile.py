@@ -31,10 +31,11 @@ def attempt(function, *arguments, **keywords):
     """The result, or None where it was refused in one line."""
     try:
         return function(*arguments, **keywords)
-    except EtastarError as error:
-        assert "\n" not in str(error)
-        assert ": got " in str(error) or "needs" in str(error)
-        return None
+    except EtastarError as refusal:
+        line = str(refusal)
+    assert "\n" not in line
+    assert ": got " in line or "needs" in line
+    return None
 
 
 @given(

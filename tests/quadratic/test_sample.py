@@ -10,6 +10,10 @@ from scipy import stats
 
 from etastar import InvalidArgument
 from etastar.quadratic import Noise, Quadratic, Spectrum
+from etastar.quadratic.exact import Decay
+from etastar.quadratic.modes import read_state
+from etastar.quadratic.paths import Ensemble
+from etastar.quadratic.sample import _leap
 from oracles import stepping
 
 TIMES = [0, 1, 2, 5, 11]
@@ -101,6 +105,27 @@ def test_a_full_covariance_that_is_diagonal_is_diagonal_also_at_the_limit_of_sta
         expected = (eta * lam) ** 2 * variances * [1000, 1 / (1 - (1 - eta * 2) ** 2), 1 / (1 - (1 - eta) ** 2)]
         ratio = paths.gradient[:, 1].var(0) / expected
         assert np.all(np.abs(ratio - 1) < 5 * np.sqrt(2 / 4000))
+
+
+@pytest.mark.parametrize("product", [0.1, 1.0, 1.7, 2.0, 2.1])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("rank", [1, 4])
+def test_covariance_of_a_leap_is_the_sum_over_its_steps(product, steps, rank):
+    """No statistics: S·Sᵀ = Σ_j (I − ηH)^j·ηH·Σ·Hη·(I − ηH)^j, entry by entry."""
+    lam = np.array([4.0, 2.0, 1.0, 0.0])
+    sigma = stepping.random_covariance(np.random.default_rng(1), 4, rank=rank)
+    q = Quadratic(Spectrum(lam, rank=2), Noise.covariance(sigma))
+    state = read_state(q.spectrum, [1.0, 1.0, 1.0, 0.0], None)
+    ensemble = Ensemble.of(q.spectrum, q.noise, q.modes, state, 1, by_mode=True)
+    eta = product / 4
+    leap = _leap(ensemble, Decay.of(ensemble.modes, eta), steps)
+    exact = np.zeros((4, 4))
+    for j in range(steps):
+        carry = (1 - eta * lam) ** j * eta * lam
+        exact += np.outer(carry, carry) * sigma
+    np.testing.assert_allclose(leap.root @ leap.root.T, exact, atol=1e-14 * exact.max())
+    np.testing.assert_allclose(leap.deviation**2, np.diag(exact), rtol=1e-13)
+    np.testing.assert_allclose(leap.factor, (1 - eta * lam) ** steps, rtol=1e-13)
 
 
 def test_small_modes_of_a_full_covariance_keep_their_variance():

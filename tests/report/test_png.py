@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pages import every_figure, every_mark
 
-from etastar.report import Figure, Line, Panel, Points, render_png, sequence
+from etastar.report import Band, Figure, Line, Panel, Points, render_png, sequence
 from etastar.report.figures import COLOURS
 from etastar.report.interactive import plotly_figure
 
@@ -68,6 +68,15 @@ def test_gaps_and_overflow_are_null_in_the_page():
     line = Line([1, 2, 3, 4], [1.23456789, np.nan, np.inf, -np.inf], "a")
     (trace,) = plotly_figure(one_panel(line))["data"]
     assert trace["y"] == [1.23457, None, None, None]
+
+
+def test_a_band_has_an_outline_around_each_stretch_without_a_gap():
+    band = Band([1, 2, 3, 4, 5], [1, 2, np.nan, 4, 5], [2, 3, 4, 5, 6])
+    (trace,) = plotly_figure(one_panel(band))["data"]
+    assert trace["x"] == [1, 2, 2, 1, None, 4, 5, 5, 4, None]
+    assert trace["y"] == [1, 2, 3, 2, None, 4, 5, 6, 5, None]
+    (nothing,) = plotly_figure(one_panel(Band([1, 2], [np.nan] * 2, [1, 2]), Band([], [], [])))["data"][:1]
+    assert nothing["x"] == []
 
 
 def test_one_legend_lists_a_label_of_several_panels_once():

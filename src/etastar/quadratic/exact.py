@@ -255,21 +255,21 @@ def _chunk(times: Array, log_ratio: Array, begin: Array, limit: Array) -> Array:
             result[window] = at_end
             continue
         x = np.einsum("i,j->ij", when, log_ratio, out=scratch[: when.size])
-        if low < _UNDERFLOW:  # the exponential of a number that underflows is several times slower
-            np.maximum(x, _UNDERFLOW, out=x)
-        if high < _NEAR:
-            result[window] = _vanishing_exp(x) @ excess + at_end
-        elif low >= _NEAR:
+        if low >= _NEAR:
             result[window] = np.expm1(x, out=x) @ excess + at_start
-        else:
-            gained = np.expm1(x) @ limit
-            result[window] = _vanishing_exp(x) @ begin - gained
+            continue
+        gained = at_end if high < _NEAR else -(np.expm1(x) @ limit)
+        weights = excess if high < _NEAR else begin
+        result[window] = (_vanishing_exp(x) if low < _UNDERFLOW else np.exp(x, out=x)) @ weights + gained
     return np.ldexp(result, -raised)
 
 
 def _vanishing_exp(x: Array) -> Array:
-    """The exponential in place, less what it is at the exponent that stands for all lower ones: zero there."""
-    return np.subtract(np.exp(x, out=x), _LEAST, out=x)
+    """The exponential in place, zero where it would underflow: there it is several times slower."""
+    remains = x > _UNDERFLOW
+    np.maximum(x, _UNDERFLOW, out=x)
+    np.exp(x, out=x)
+    return np.multiply(x, remains, out=x)
 
 
 def _scaled_chunk(times: Array, log_ratio: Array, begin: Array, limit: Array, growth: float) -> Array:

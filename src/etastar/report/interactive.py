@@ -105,10 +105,9 @@ def _mark(mark: Mark, suffix: str) -> tuple[list[dict[str, Any]], list[dict[str,
                 trace["error_y"] = {"type": "data", "array": _numbers(mark.error), "thickness": 1.2, "width": 2}
             return [trace | {"x": _numbers(mark.x), "y": _numbers(mark.y)} | named | hover], []
         case Band():
-            edge = {"type": "scatter", "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
-            low = edge | {"x": _numbers(mark.x), "y": _numbers(mark.low), "showlegend": False}
-            high = edge | {"x": _numbers(mark.x), "y": _numbers(mark.high), "fill": "tonexty"}
-            return [low, high | {"fillcolor": _transparent(mark.colour)} | named], []
+            x, y = _outline(mark)
+            trace = {"type": "scatter", "mode": "lines", "line": {"width": 0}, "fill": "toself", "hoverinfo": "skip"}
+            return [trace | {"x": x, "y": y, "fillcolor": _transparent(mark.colour)} | named], []
         case Reference():
             across, along = ("y", "x") if mark.axis == "y" else ("x", "y")
             (value,) = _numbers(mark.value)
@@ -133,6 +132,19 @@ def _numbers(values: Any) -> list[float | None]:
     """Six significant digits are more than a screen shows; NaN breaks a line."""
     flat = np.asarray(values, dtype=np.float64).ravel()
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in flat.tolist()]
+
+
+def _outline(band: Band) -> tuple[list[float | None], list[float | None]]:
+    """A closed outline around each stretch without gaps; plotly would fill the gaps between two curves."""
+    x, low, high = (np.asarray(values, dtype=np.float64).ravel() for values in (band.x, band.low, band.high))
+    there = np.isfinite(x) & np.isfinite(low) & np.isfinite(high)
+    around_x, around_y = [np.empty(0)], [np.empty(0)]
+    for stretch in np.split(np.arange(x.size), np.flatnonzero(np.diff(there)) + 1):
+        if np.all(there[stretch]):
+            back = stretch[::-1]
+            around_x.append(np.concatenate([x[stretch], x[back], [np.nan]]))
+            around_y.append(np.concatenate([low[stretch], high[back], [np.nan]]))
+    return _numbers(np.concatenate(around_x)), _numbers(np.concatenate(around_y))
 
 
 def _label(text: str) -> str:
