@@ -278,3 +278,25 @@ def test_descent_replaces_slope_and_curvature_but_not_the_energies():
     assert bounds.dominant == 2 * 3.0 / (5.0 + 1.0 - 0.25)
     assert bounds.full == 2 * 6.0 / (10.0 + 2.0 + 2 * 0.5)
     assert etastar.alignment(split) == 0.5
+
+
+def test_the_loss_border_takes_the_coupling_out_as_the_thresholds_do():
+    """For a subspace that is not invariant, η_D < η_B holds exactly below the border, along a path of states."""
+    rng = np.random.default_rng(7)
+    noises = CurvatureMoments(0.5, 1.0, 4.0), CurvatureMoments(0.5, 0.6, 0.5)
+    for _ in range(200):
+        d0, b0 = np.exp(rng.uniform(-4, 4, 2))
+        state = SplitMoments(
+            SubspaceMoments(CurvatureMoments(d0, 3.0 * d0, 10.0 * d0), noises[0]),
+            SubspaceMoments(CurvatureMoments(b0, 0.9 * b0, b0), noises[1]),
+            Coupling(0.1 * min(d0, b0), 0.2),
+        )
+        bounds = etastar.loss_thresholds(state)
+        assert (etastar.alignment(state) < etastar.loss_border(state)) == (bounds.dominant < bounds.bulk)
+
+
+@pytest.mark.parametrize("function", [etastar.alignment_after, etastar.alignment_change, etastar.loss_change])
+def test_a_step_size_that_does_not_fit_the_batch_is_refused_by_name(function):
+    pair = record(d=(1.0, 2.0, 3.0), b=(1.0, 1.0, 1.0)).map(lambda x: np.stack([x, x]))
+    with pytest.raises(InvalidArgument, match=r"step_size: got \(3,\); must broadcast against the batch shape \(2,\)"):
+        function(pair, [0.1, 0.2, 0.3])

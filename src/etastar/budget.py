@@ -71,7 +71,8 @@ def step_budget(split: SplitMoments, step_size: Any, batch_size: Any) -> StepBud
         >>> float(budget.dominant.noise_scale), float(budget.dominant.efficiency)
         (2.0, 0.9375)
     """
-    eta, batch = as_step_size(step_size), real_array("batch_size", batch_size, "must be a positive number of samples")
+    eta = as_step_size(step_size, split.shape)
+    batch = real_array("batch_size", batch_size, "must be a positive number of samples")
     if not np.all(np.isfinite(batch) & (batch > 0)):
         raise InvalidArgument("batch_size", batch_size, "must be a positive number of samples")
     D, B = split.dominant, split.bulk

@@ -9,7 +9,6 @@ N = m0_B·m1_D − m0_D·m1_B and M = m0_B·w_D − m0_D·w_B, the alignment aft
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from etastar.compensated import Scaled, aligned, dot, share
 from etastar.errors import InvalidArgument
 from etastar.moments import SplitMoments, SubspaceMoments, real_array
+from etastar.outcomes import Outcome, Regime, outcome_of, regime_of
 
 __all__ = [
     "CriticalStep",
@@ -38,44 +38,6 @@ __all__ = [
 ]
 
 Array = npt.NDArray[np.float64]
-
-
-class Regime(Enum):
-    """How the alignment θ of expected energies responds to the step size η of the next step."""
-
-    LOW = "falls for steps below the critical step size, rises above it"
-    HIGH = "falls for every step size"
-    RISES = "rises for every step size"
-    REVERSED = "rises for steps below the critical step size, falls above it"
-    NEUTRAL = "stays as it is for every step size"
-    UNDEFINED = "is undefined: a moment is not finite, or the gradient is zero"
-
-
-class Outcome(Enum):
-    """How the expected loss responds to the size of an update along one subspace."""
-
-    BELOW = "lowers the loss for steps below the threshold"
-    ALWAYS = "lowers the loss for every step size: no positive curvature along the update"
-    NEVER = "raises the loss for every step size: no descent along the update"
-    ABOVE = "lowers the loss only for steps above the threshold: negative slope and curvature"
-    NEUTRAL = "leaves the loss as it is"
-    UNDEFINED = "is undefined: a moment is not finite"
-
-
-_REGIMES = np.array(
-    [
-        [Regime.REVERSED, Regime.RISES, Regime.RISES],
-        [Regime.HIGH, Regime.NEUTRAL, Regime.RISES],
-        [Regime.HIGH, Regime.HIGH, Regime.LOW],
-    ]
-)  # indexed by the signs (N, M) + 1: the table of the module's theory, row by row
-_OUTCOMES = np.array(
-    [
-        [Outcome.ABOVE, Outcome.NEVER, Outcome.NEVER],
-        [Outcome.ALWAYS, Outcome.NEUTRAL, Outcome.BELOW],
-        [Outcome.ALWAYS, Outcome.ALWAYS, Outcome.BELOW],
-    ]
-)  # indexed by the signs (slope, curvature) + 1; slope 0 against curvature is a threshold at 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +130,7 @@ def critical_step_size(split: SplitMoments) -> CriticalStep:
     sign_N = np.where((value == 0) & (sign_N == sign_M), 0, sign_N)
     dead = (split.dominant.signal.zeroth == 0) & (split.bulk.signal.zeroth == 0)
     undefined = np.isnan(N.mantissa) | np.isnan(M.mantissa) | dead
-    regime = _named(_REGIMES[sign_N + 1, sign_M + 1], undefined, Regime.UNDEFINED)
+    regime = regime_of(sign_N, sign_M, undefined)
     exists = ~undefined & (sign_N == sign_M) & (sign_N != 0)
     condition = np.where(undefined, np.nan, np.maximum(N.condition, M.condition))
     return CriticalStep(np.where(exists, value, np.nan)[()], regime[()], condition[()])
@@ -176,13 +138,13 @@ def critical_step_size(split: SplitMoments) -> CriticalStep:
 
 def alignment_after(split: SplitMoments, step_size: Any) -> Any:
     """Ratio of expected energies after one step, E‖Pg'‖²/E‖g'‖², ``(*batch)``; NaN where nothing is left."""
-    eta = as_step_size(step_size)
+    eta = as_step_size(step_size, split.shape)
     return share(_energy_after(split.dominant, eta), _energy_after(split.bulk, eta))[()]
 
 
 def alignment_change(split: SplitMoments, step_size: Any) -> Any:
     """Change of the alignment by one step, θ' − θ = η(ηM − 2N)/(‖g‖²·E‖g'‖²), free of cancellation between the two."""
-    eta, (N, M) = as_step_size(step_size), _neutrality(split)
+    eta, (N, M) = as_step_size(step_size, split.shape), _neutrality(split)
     fraction, power = np.frexp(eta)
     drift = dot((fraction, M.mantissa), (-2.0, N.mantissa), shifts=(power + M.exponent, N.exponent))
     before = dot((split.dominant.signal.zeroth, 1.0), (split.bulk.signal.zeroth, 1.0))
@@ -212,7 +174,7 @@ def loss_thresholds(split: SplitMoments) -> LossThresholds:
 
 def loss_change(split: SplitMoments, step_size: Any) -> LossChange:
     """Expected loss change −η·slope + ½η²(curvature + noise) of each projected update and of the whole (T10)."""
-    eta = as_step_size(step_size)
+    eta = as_step_size(step_size, split.shape)
 
     fraction, power = np.frexp(eta)
 
@@ -238,15 +200,22 @@ def regime_border(split: SplitMoments) -> Any:
 
 
 def loss_border(split: SplitMoments) -> Any:
-    """Alignment θ_loss below which η_D < η_B: the paper's θ_crit (T11); as `regime_border`, one power of H lower."""
+    """Alignment θ_loss below which η_D < η_B: the paper's θ_crit (T11); as `regime_border`, one power of H lower.
+
+    Of the plain gradient update; the coupling of an inexact subspace is taken out, as the thresholds do.
+    """
     return _border(split, "first")
 
 
-def as_step_size(step_size: Any) -> Array:
-    """The step size as float64, ``(*batch)``; InvalidArgument unless finite and ≥ 0."""
+def as_step_size(step_size: Any, shape: tuple[int, ...] = ()) -> Array:
+    """The step size as float64, ``(*batch)``; InvalidArgument unless finite, ≥ 0 and fit for the batch `shape`."""
     eta = real_array("step_size", step_size, "must be a number or an array of them")
     if not np.all(np.isfinite(eta) & (eta >= 0)):
         raise InvalidArgument("step_size", step_size, "must be finite and not negative")
+    try:
+        np.broadcast_shapes(eta.shape, shape)
+    except ValueError:
+        raise InvalidArgument("step_size", eta.shape, f"must broadcast against the batch shape {shape}") from None
     return eta
 
 
@@ -294,7 +263,7 @@ def _threshold(slope: Array, bend: Scaled, more: Array | float = 0.0) -> tuple[A
     undefined = np.isnan(total.mantissa) | np.isnan(bend.mantissa)
     sign_slope, sign_bend = _sign(total.mantissa), _sign(bend.mantissa)
     sign_bend = np.where(np.isinf(value) & (sign_slope == sign_bend), 0, sign_bend)
-    outcome = _named(_OUTCOMES[sign_slope + 1, sign_bend + 1], undefined, Outcome.UNDEFINED)
+    outcome = outcome_of(sign_slope, sign_bend, undefined)
     exists = (outcome == Outcome.BELOW) | (outcome == Outcome.ABOVE)
     return np.where(exists, value, np.nan), outcome
 
@@ -323,11 +292,15 @@ def _energy_after(part: SubspaceMoments, eta: Array) -> Scaled:
 def _border(split: SplitMoments, power: str) -> Any:
     D, B = split.dominant, split.bulk
     d0, b0 = D.signal.zeroth, B.signal.zeroth
-    gap = dot((b0, getattr(D.signal, power)), (-d0, getattr(B.signal, power))) / dot((d0, b0))
-    spread = gap * dot((d0, 1.0), (b0, 1.0))
-    t, u = getattr(D.noise, power), getattr(B.noise, power)
-    root = quadratic_border(*aligned(_one(t), _one(u), spread))
-    return np.where((t >= 0) & (u >= 0), root, np.nan)[()]
+    signal: list[tuple[Any, Any]] = [(b0, getattr(D.signal, power)), (-d0, getattr(B.signal, power))]
+    noise = [[(getattr(part.noise, power), 1.0)] for part in (D, B)]
+    if power == "first" and split.coupling is not None:  # the projected updates do not feel it
+        signal += [(d0, split.coupling.signal), (-b0, split.coupling.signal)]
+        noise = [[*terms, (split.coupling.noise, -1.0)] for terms in noise]
+    t, u = (dot(*terms) for terms in noise)
+    spread = dot(*signal) / dot((d0, b0)) * dot((d0, 1.0), (b0, 1.0))
+    root = quadratic_border(*aligned(t, u, spread))
+    return np.where((t.mantissa >= 0) & (u.mantissa >= 0), root, np.nan)[()]
 
 
 def quadratic_border(t: Array, u: Array, s: Array) -> Array:
@@ -343,13 +316,6 @@ def quadratic_border(t: Array, u: Array, s: Array) -> Array:
 
 def _one(value: Array) -> Scaled:
     return dot((value, 1.0))
-
-
-def _named(table: Any, undefined: npt.NDArray[np.bool_], otherwise: Enum) -> npt.NDArray[Any]:
-    """Entries of an outcome table as an array of objects, with `otherwise` where the criterion is undefined."""
-    named = np.array(table, dtype=object)
-    named[undefined] = otherwise
-    return named
 
 
 def _sign(value: Array) -> npt.NDArray[np.int64]:

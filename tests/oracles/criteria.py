@@ -124,10 +124,11 @@ def outcome_of(slope, bend):
 def border(split, power):
     """(θ, tolerance per ε): the root in [0, 1] of −sθ² + (s − t − u)θ + t, and its sensitivity to t, u, s."""
     D, B = part_numbers(split.dominant), part_numbers(split.bulk)
-    t, u = D[3 + power], B[3 + power]
+    gamma, gamma_noise = coupling_numbers(split) if power == 1 else (mpf(0), mpf(0))
+    t, u = D[3 + power] - gamma_noise, B[3 + power] - gamma_noise
     if D[0] * B[0] == 0 or t < 0 or u < 0:
         return None
-    s = (D[power] / D[0] - B[power] / B[0]) * (D[0] + B[0])
+    s = ((D[power] - gamma) / D[0] - (B[power] - gamma) / B[0]) * (D[0] + B[0])
     return quadratic_root(t, u, s)
 
 

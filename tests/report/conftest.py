@@ -1,7 +1,8 @@
 """The browser that the page is opened in."""
 
 import pytest
-from pages import open_browser
+
+from report.pages import open_browser
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import Elements, every_field, every_figure
 
 import etastar
 from etastar.report import Check, Column, Section, Table, render_html
 from etastar.report.document import _marked
 from etastar.report.glossary import GLOSSARY
+from report.pages import Elements, every_field, every_figure
 
 SOURCES = Path(etastar.__file__).parent
 

@@ -1,9 +1,9 @@
 """The page in a real browser: figures are drawn, hostile names do nothing, and nobody outside is asked."""
 
 import pytest
-from pages import Elements, every_field, every_figure
 
 from etastar.report import Check, Section, render_html
+from report.pages import Elements, every_field, every_figure
 
 MADE = "hostile-made-this"
 
@@ -107,7 +107,7 @@ def test_every_mark_is_drawn_on_every_scale(drawn):
     assert len(lines) == panels * 4 * 2  # the gap parts each in two
     assert all("NaN" not in a["d"] for a in lines)
     assert count("errorbar") >= panels * 2
-    assert count("js-fill") == panels
+    assert count("js-fill") == panels + figures  # one in each legend
     shapes = [a for a, _ in drawn.named("path") if "data-index" in a and a.get("d")]
     assert len(shapes) == panels * 3  # two references and a stripe; those at NaN are left out
     assert all("NaN" not in a["d"] for a in shapes)

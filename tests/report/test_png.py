@@ -5,11 +5,11 @@ import io
 import matplotlib.image
 import numpy as np
 import pytest
-from pages import every_figure, every_mark
 
 from etastar.report import Band, Figure, Line, Panel, Points, render_png, sequence
 from etastar.report.figures import COLOURS
 from etastar.report.interactive import plotly_figure
+from report.pages import every_figure, every_mark
 
 
 def pixels(figure, dpi=60):

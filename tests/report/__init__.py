@@ -1,0 +1,1 @@
+"""The report, as data, as PNG, and in a real browser."""
