@@ -49,7 +49,7 @@ def reproduce(out: Path = Path("etastar-out/reproduce"), quick: Flag = False, se
     _check_seed(seed)
     output_directory(out)
     with _progress() as told:
-        result = run(quick, seed, told)
+        result = run(quick, seed, told, os.cpu_count() or 1)
     paths = write_reproduction(result, out)
     if json:
         _print_json(result.results())

@@ -42,7 +42,7 @@ def audit(
     claims: Sequence[str] | None = None,
     instances: int = 100_000,
     seed: int = 0,
-    workers: int = 2,
+    workers: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Verdict]:
     """Put the paper's claims to the test; the verdicts come in the order of the paper.

@@ -273,11 +273,13 @@ def _rank(question: LabQuestion, default: int) -> int:
 
 def _times(times: tuple[int, ...], turns: list[int]) -> npt.NDArray[np.int64]:
     """One number is the last step, shown on a logarithmic grid with the turns; several are the times themselves."""
+    if max(times, default=0) > _LAST_STEP:
+        raise InvalidArgument("times", max(times), f"must be at most {_LAST_STEP}")
     if len(times) != 1:
         return np.array(times, dtype=np.int64)
     last = times[0]
-    if not 1 <= last <= _LAST_STEP:
-        raise InvalidArgument("times", last, f"the last step must be between 1 and {_LAST_STEP}")
+    if last < 1:
+        raise InvalidArgument("times", last, "the last step must be at least 1")
     grid = np.geomspace(1, last + 1, 400).round().astype(np.int64) - 1
     inside = [turn for turn in turns if turn <= last]
     return np.unique(np.concatenate([np.arange(min(last, 30) + 1), grid, [last], np.array(inside, dtype=np.int64)]))

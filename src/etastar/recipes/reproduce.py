@@ -70,8 +70,11 @@ class Reproduction:
         }
 
 
-def reproduce(quick: bool = False, seed: int = 0, progress: Progress | None = None) -> Reproduction:
-    """Run everything: figures, demonstrations, real data, and the audit (10,000 instances a claim; quick: 300)."""
+def reproduce(quick: bool = False, seed: int = 0, progress: Progress | None = None, workers: int = 1) -> Reproduction:
+    """Run everything: figures, demonstrations, real data, and the audit (10,000 instances a claim; quick: 300).
+
+    More than one worker process needs a script guarded by ``if __name__ == "__main__"``; results do not depend on it.
+    """
     told = progress or _silent
     seconds: dict[str, float] = {}
     sections: list[Section] = []
@@ -89,7 +92,7 @@ def reproduce(quick: bool = False, seed: int = 0, progress: Progress | None = No
         return paper_sections(runs, quick, seed)
 
     def audited() -> list[Section]:
-        return [audit_section(audit(instances=300 if quick else 10_000, seed=seed, progress=inner))]
+        return [audit_section(audit(None, 300 if quick else 10_000, seed, workers, inner))]
 
     def inner(claim: str, done: int, total: int) -> None:
         told(f"audit of the claims ({claim}, {done} of {total})", 3, 5)
