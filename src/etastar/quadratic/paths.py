@@ -95,9 +95,12 @@ class Ensemble:
 
     @property
     def weights(self) -> Array:
-        """Weights that turn squared leads of one subspace into its energy and loss, ``(blocks, 2)``."""
+        """Weights that turn squared leads of one subspace into its energy and loss, ``(blocks, 2)``.
+
+        Transposed from contiguous rows: BLAS multiplies by it several times faster than by columns.
+        """
         loss = self.modes.loss_weights
-        return np.stack([np.ones_like(loss), loss], axis=1)
+        return np.stack([np.ones_like(loss), loss]).T
 
     def streams(self, seed: Any, elements: int) -> list[tuple[slice, np.random.Generator]]:
         """Chunks of rows with a random stream each: about `elements` numbers, and at least two chunks if possible.

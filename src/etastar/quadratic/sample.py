@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,18 @@ _CHUNK = 4096  # numbers held by one random stream: enough to hide call overhead
 _AHEAD = 16  # recorded times drawn at once
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Leap:
     """The law of `steps` steps taken at once: g' = factor·g + noise."""
 
     factor: Array  # (blocks,)
     deviation: Array  # (blocks,), of the lead
     root: Array | None  # (d, d), S with S·Sᵀ the joint covariance, where modes are correlated
+
+    @cached_property
+    def unbounded(self) -> bool:
+        """Whether a factor left float64's range: then zero times it stays zero."""
+        return bool(np.any(np.isinf(self.factor)))
 
 
 def sample(
@@ -125,7 +131,7 @@ def _run(
                 else:
                     value[...] = value @ leap.root.T
                 np.multiply(lead, leap.factor, out=moved)
-                if np.any(np.isinf(leap.factor)):
+                if leap.unbounded:
                     moved[lead == 0] = 0.0
                 value += moved
                 if several.size:

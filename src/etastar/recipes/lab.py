@@ -83,6 +83,8 @@ class LabAnswer:
         curve, step, bounds = self.curve, self.curve.critical_step_size, self.curve.loss_thresholds
         last = curve.times.size - 1
         turns = np.flatnonzero(np.isin(curve.times, [t for t, _ in self.phases.turns]))
+        with np.errstate(divide="ignore", invalid="ignore"):  # a threshold may be zero, or none
+            over_dominant, over_bulk = curve.step_size / bounds.dominant, curve.step_size / bounds.bulk
         picked = np.union1d(np.linspace(0, last, min(most, last + 1)).round().astype(int), turns)
         return [
             [
@@ -90,8 +92,8 @@ class LabAnswer:
                 _shown(curve.alignment[i]),
                 _shown(step.value[i]),
                 step.regime[i].name,
-                _shown(curve.step_size / bounds.dominant[i]),
-                _shown(curve.step_size / bounds.bulk[i]),
+                _shown(over_dominant[i]),
+                _shown(over_bulk[i]),
                 _shown(curve.loss[i]),
             ]
             for i in picked.tolist()
@@ -273,8 +275,9 @@ def _rank(question: LabQuestion, default: int) -> int:
 
 def _times(times: tuple[int, ...], turns: list[int]) -> npt.NDArray[np.int64]:
     """One number is the last step, shown on a logarithmic grid with the turns; several are the times themselves."""
-    if max(times, default=0) > _LAST_STEP:
-        raise InvalidArgument("times", max(times), f"must be at most {_LAST_STEP}")
+    outside = next((t for t in times if not 0 <= t <= _LAST_STEP), None)
+    if outside is not None:
+        raise InvalidArgument("times", outside, f"must be between 0 and {_LAST_STEP}")
     if len(times) != 1:
         return np.array(times, dtype=np.int64)
     last = times[0]
