@@ -1,13 +1,19 @@
 # Every chore of the project. Each target works alone on a fresh clone with Python >= 3.11 and make.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: install reproduce test test-slow bench lint format clean
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt --editable
+.PHONY: install reproduce test test-slow bench bench-network lint format clean
 
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,xarray]'
+	$(PIP) '.[dev,xarray]'
+	touch $@
+
+# With PyTorch: only what touches networks waits for it.
+.venv/.network: .venv/.installed
+	$(PIP) '.[dev,xarray,network]'
 	touch $@
 
 reproduce: install
@@ -16,10 +22,10 @@ reproduce: install
 test: lint
 	$(BIN)/pytest -n 2 --cov --cov-report=term
 
-test-slow: install
+test-slow: .venv/.network
 	$(BIN)/pytest -m slow
 
-lint: install
+lint: .venv/.network
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/lint-imports --no-cache
@@ -31,6 +37,10 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+bench-network: .venv/.network
+	$(BIN)/python -m benchmarks.network
+	$(BIN)/python -m benchmarks.gauge
 
 clean:
 	rm -rf .venv .coverage* .pytest_cache .ruff_cache .hypothesis build dist

@@ -13,9 +13,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from etastar.network.gauge import StepGauge
+from etastar.network.gauge.step_gauge import StepGauge
 
-STEPS, REPEATS, BATCH = 1024, 7, 50
+STEPS, REPEATS, BATCH = 512, 9, 50
 MODES = ("none", "shuffled", "independent")
 
 

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from etastar import InvalidFile, files
+from etastar import InvalidArgument, InvalidFile, files
 from etastar.files import parse_json, read_text, write_bytes, write_text
 
 OLD, NEW = "the old content\n", "the new content, θ′ and all\n"
@@ -216,3 +216,14 @@ def test_json_is_strict(text, complaint):
 def test_json_with_many_keys_is_read_in_linear_time():
     text = "{" + ", ".join(f'"{i}": {i}' for i in range(200_000)) + "}"
     assert len(parse_json(text)) == 200_000
+
+
+def test_a_complaint_is_one_short_line_whatever_the_value():
+    nested = []
+    for _ in range(5_000):
+        nested = [nested]
+    for value in (10**5_000, nested, "a\nb", "x" * 10_000, bytes(10_000), object()):
+        text = str(InvalidArgument("name", value, "remedy"))
+        assert "\n" not in text
+        assert len(text) < 110
+    assert "end-of-path" in str(InvalidFile("path", "x" * 300 + "end-of-path", "remedy"))

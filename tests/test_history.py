@@ -187,6 +187,10 @@ HOSTILE_LINES = {
     "part is a list": record(bulk=[1, 2, 3]),
     "part is missing": record(bulk=None),
     "coupling is a number": record(coupling=3),
+    "recoverable is text": record(recoverable="much"),
+    "recoverable of another shape": record(recoverable=[1.0, 2.0]),
+    "certificate is a list": record(certificate=[]),
+    "cost is nested": record(cost={"a": []}),
     "provenance is a list": record(provenance=[["a", 1]]),
     "provenance is nested": record(provenance={"a": {"b": 1}}),
 }

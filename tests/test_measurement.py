@@ -134,3 +134,47 @@ def test_descent_and_coupling_reach_the_criteria():
     seen = Measurement(0, 1.0, SplitMoments(*directed, Coupling(0.25, 0.5)))
     assert seen.loss_thresholds.dominant.value == 2 * 2.0 / (1.0 + 1.0 - 0.5)
     assert seen.loss_thresholds.bulk.value == 2 * 4.0 / (1.0 + 1.0 - 0.5)
+
+
+def test_a_window_averages_the_moments_before_any_ratio():
+    seen = [moments(dominant=(m, 4.0, 16.0)) for m in (9.0, 0.9, 1.0, 1.1)]
+    history = History([Measurement(t, 0.1, split, 8, {"model": "x"}, float(t)) for t, split in enumerate(seen)])
+    window = history.window(3)
+    assert window.moments.shape == (3,)
+    assert (window.step, window.batch_size, window.provenance) == (3, 8, {"model": "x", "window": 3})
+    assert window.alignment.value == pytest.approx(0.25)
+    assert window.recoverable_loss.value == 2.0
+    replicated = History([Measurement(t, 0.1, SplitMoments.stack(seen)) for t in range(2)]).window(2)
+    assert replicated.moments.dominant.signal.zeroth.tolist() == [3.0, 3.0]
+    assert replicated.recoverable_loss is None
+
+
+@pytest.mark.parametrize("count", [-1, 0, 1, 4])
+def test_a_window_needs_two_measurements_that_are_there(count):
+    with pytest.raises(InvalidArgument, match="must be between 2 and the 3"):
+        History([Measurement(t, 0.1, moments()) for t in range(3)]).window(count)
+
+
+def test_recoverable_loss_certificate_and_cost_come_back(tmp_path):
+    split = SplitMoments.stack([moments(), moments()])
+    saved = [
+        Measurement(0, 0.1, split, 8, recoverable=[0.1, math.nan], certificate={"gap": 0.5}, cost={"products": 7}),
+        Measurement(1, 0.1, split, 8, recoverable=1 / 3),
+        Measurement(2, 0.1, split, 8),
+    ]
+    History(saved).save(tmp_path / "run")
+    loaded = list(History.load(tmp_path / "run"))
+    assert loaded[0].recoverable.tolist()[0] == 0.1
+    assert not loaded[0].recoverable_loss.resolved
+    assert (loaded[0].certificate, loaded[0].cost) == ({"gap": 0.5}, {"products": 7})
+    assert loaded[1].recoverable_loss.value == 1 / 3
+    assert loaded[2].recoverable_loss is None
+    with pytest.raises(InvalidArgument, match="must be a number or have the shape"):
+        Measurement(0, 0.1, split, recoverable=[1.0, 2.0, 3.0])
+    with pytest.raises(InvalidArgument, match=r"certificate\.gap"):
+        Measurement(0, 0.1, split, certificate={"gap": math.inf})
+
+
+def test_the_full_threshold_lies_between_its_parts():
+    bounds = Measurement(0, 0.1, moments()).loss_thresholds
+    assert bounds.dominant.value < bounds.full.value < bounds.bulk.value

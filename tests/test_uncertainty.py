@@ -17,7 +17,7 @@ from etastar import (
     critical_step_size,
     loss_thresholds,
 )
-from etastar.uncertainty import exactly, jackknife
+from etastar.uncertainty import critical_step_interval, exactly, jackknife, mean_of
 
 
 def critical(split):
@@ -149,6 +149,65 @@ def test_exact_moments_have_no_width():
     assert estimate.level == 0.8
 
 
+def numerators(split):
+    """N and M of η* = 2N/M, straight from their definitions."""
+    D, B = split.dominant, split.bulk
+    d0, b0 = D.signal.zeroth, B.signal.zeroth
+    N = b0 * D.signal.first - d0 * B.signal.first
+    return N, b0 * (D.signal.second + D.noise.second) - d0 * (B.signal.second + B.noise.second)
+
+
+@given(st.integers(3, 7), st.integers(0, 10**6))
+def test_the_ends_of_the_critical_interval_are_where_the_test_of_zero_turns(count, seed):
+    """At either end, ηM − 2N is exactly t standard errors away from zero."""
+    split = replicated((count,), seed)
+    estimate = critical_step_interval(split, level=0.8)
+    assert estimate.value == critical(split.mean(0))
+    if not estimate.resolved:
+        return
+    assert estimate.low <= estimate.value <= estimate.high
+    quantile = stats.t.ppf(0.9, count - 1)
+    left = [split[[i for i in range(count) if i != j]].mean(0) for j in range(count)]
+    for end in (estimate.low, estimate.high):
+        N, M = numerators(split.mean(0))
+        each = np.array([end * m - 2 * n for n, m in map(numerators, left)])
+        error = math.sqrt((count - 1) / count * np.sum((each - each.mean()) ** 2))
+        assert abs(end * M - 2 * N) == pytest.approx(quantile * error, rel=1e-6)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+@pytest.mark.parametrize("spread", [0.2, 1.0])
+def test_the_critical_interval_covers_as_often_as_it_says(level, spread):
+    """Where M is hardly larger than its error too: there the interval is often unbounded, and counts as covering."""
+    trials = 4_000
+    estimate = critical_step_interval(replicated((40, trials), seed=4, spread=spread), level=level)
+    unbounded = ~np.isfinite(estimate.high)
+    covered = np.mean(unbounded | ((estimate.low <= 18 / 47) & (estimate.high >= 18 / 47)))
+    assert abs(covered - level) < 4 * math.sqrt(level * (1 - level) / trials) + 0.01 * spread
+    if spread < 0.5:
+        assert estimate.resolved.all()
+        plain = jackknife(critical, replicated((40, trials), seed=4, spread=spread), level=level)
+        assert np.median(estimate.standard_error / plain.standard_error) == pytest.approx(1, abs=0.01)
+        assert np.median(estimate.bias - plain.bias) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("missing", [math.nan, math.inf, 0.0])
+def test_missing_moments_leave_the_critical_interval_unresolved(missing):
+    split = replicated((4,)).map(lambda m: np.where(np.arange(4) == 2, missing, m))
+    if missing == 0.0:
+        split = split.map(lambda m: 0.0 * m)
+    assert not critical_step_interval(split).resolved
+
+
+def test_a_mean_of_replicates():
+    sample = np.array([1.0, 2.0, 4.0, 5.0])
+    estimate = mean_of(sample, level=0.8)
+    assert (estimate.low, estimate.high) == pytest.approx(stats.t.interval(0.8, 3, 3.0, stats.sem(sample)))
+    assert (estimate.value, estimate.bias, estimate.resolved) == (3.0, 0.0, True)
+    assert mean_of(2.0) == exactly(2.0)
+    assert not mean_of([1.0, math.nan]).resolved
+
+
 @pytest.mark.parametrize(
     ("shape", "arguments", "name"),
     [
@@ -164,6 +223,7 @@ def test_exact_moments_have_no_width():
     ],
 )
 def test_bad_arguments_are_named(shape, arguments, name):
-    with pytest.raises(InvalidArgument) as caught:
-        jackknife(alignment, replicated(shape), **arguments)
-    assert caught.value.name == name
+    for estimator in (lambda split, **more: jackknife(alignment, split, **more), critical_step_interval):
+        with pytest.raises(InvalidArgument) as caught:
+            estimator(replicated(shape), **arguments)
+        assert caught.value.name == name

@@ -183,9 +183,77 @@ def lab(
     return 0
 
 
+def train(
+    recipe: tyro.conf.Positional[Literal["digits-mlp", "digits-cnn"]],
+    loss: Literal["mse", "cross-entropy"] = "mse",
+    meter: Annotated[bool, tyro.conf.FlagConversionOff] = True,
+    steps: int = 2000,
+    step_size: float = 0.0,
+    batch_size: int = 0,
+    rank: int = 0,
+    every: int = 50,
+    curvature_samples: int = 500,
+    seed: int = 0,
+    out: OptionalPath = None,
+    json: Flag = False,
+) -> int:
+    """Train a small network on real data with constant-step SGD, measured while it trains.
+
+    For example:
+      etastar train digits-mlp
+      etastar train digits-cnn --loss cross-entropy --steps 1000 --out etastar-out/cnn
+
+    Args:
+        recipe: The network and its data.
+        loss: Mean squared error or cross-entropy.
+        meter: Whether to measure.
+        steps: Steps of SGD.
+        step_size: η; 0 takes the recipe's.
+        batch_size: b; 0 takes the recipe's.
+        rank: k; 0 takes the recipe's.
+        every: Steps between measurements.
+        curvature_samples: Training samples that the curvature is taken over.
+        seed: Of the initialisation and the mini-batches.
+        out: Directory for history.jsonl, run.png and run.html.
+        json: Print losses and measurements on stdout as JSON.
+    """
+    from etastar.files import output_directory
+    from etastar.recipes.train import TrainingPlan, write_run
+    from etastar.recipes.train import train as run
+
+    _check_seed(seed)
+    if out is not None:
+        output_directory(out)
+    plan = TrainingPlan(recipe, loss, steps, step_size, batch_size, rank, every, None, curvature_samples, meter, seed)
+    with _progress() as told:
+        result = run(plan, told)
+    if out is not None:
+        write_run(result, out)
+    if json:
+        _print_json(result.to_json())
+        return 0
+    rows = [
+        [f"{row.step:,}", f"{row.alignment.value:.4f}", _interval(row.critical_step_size), row.verdict]
+        for row in list(result.history)[:: max(1, len(result.history) // 16)]
+    ]
+    if rows:
+        _print_table(["step", "θ", "η* (90 % interval)", "verdict"], rows)
+    _console().print(f"training loss {result.training_loss[-1]:.4g}, held out {result.held_out_loss[-1]:.4g}")
+    return 0
+
+
+def _interval(estimate: Any) -> str:
+    if not estimate.resolved:
+        return "unresolved"
+    return f"{estimate.value:.4g} ({estimate.low:.4g} to {estimate.high:.4g})"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    commands: dict[str, Callable[..., int]] = {"reproduce": reproduce, "audit": audit, "lab": lab}
+    commands: dict[str, Callable[..., int]] = {"reproduce": reproduce, "audit": audit, "lab": lab, "train": train}
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Greek letters is no reason to fail
     try:
         code = _parse_and_run(commands, list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -249,8 +317,11 @@ def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
 
 def _one_line(complaint: str) -> str:
     """What tyro says in a box, as one line: the complaint and the nearest names, without help and inner details."""
-    rows = [line.strip("│╭╮╰╯ ") for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
-    blocks = " ".join("\n" if row and set(row) == {"─"} else row for row in rows).split("\n")
+    boxed = [line for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
+    rows = [line.strip("│ ") for line in boxed]
+    blocks = " ".join("\n" if row and set(row) <= {"─", "-"} else row for row in rows).split("\n")
+    if "╭" not in complaint:  # without its frame, where the terminal has none, the title is a block of its own
+        del blocks[0]
     kept = [" ".join(b.split()) for b in blocks if not b.strip().startswith(("Argument helptext", "For full helptext"))]
     line = "; ".join(block.partition(" Got errors:")[0] for block in kept if block) or "bad arguments"
     return line.replace("{None}|", "").replace(", 'None')", ")").replace("('None', ", "(")
@@ -298,8 +369,12 @@ def _print_table(heads: list[str], rows: list[list[str]]) -> None:
 def _console() -> Console:
     from rich.console import Console
 
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # answered by `main`; rich's own answer is the exit code of a failed verdict
+
     width = None if sys.stdout.isatty() else 160
-    return Console(file=sys.stdout, width=width, highlight=False)
+    return Output(file=sys.stdout, width=width, highlight=False)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from cli.running import run
 from etastar import cli
 
 REFUSED = [
-    ("", "Expected one of {reproduce, audit, lab}"),
-    ("labb", "labb; Available subcommands: reproduce, audit, lab"),
+    ("", "Expected one of {reproduce, audit, lab"),
+    ("labb", "Unrecognized options: labb; Available subcommands: reproduce, audit, lab"),
     ("lab --step 3", "--step, 3; Perhaps you meant: --step-size"),
     ("lab 3", "Unrecognized options: 3"),
     ("reproduce --slow", "Unrecognized options: --slow"),

@@ -55,12 +55,12 @@ def test_every_check_passes(reproduction):
     assert all(section.checks for section in reproduction.sections)
 
 
-def test_progress_counts_up(reproduction, told):
-    done = [count for _, count, _ in told]
+def test_progress_counts_up(progress):
+    done = [count for _, count, _ in progress]
     assert done == sorted(done)
-    assert {total for _, _, total in told} == {5}
-    assert any("audit of the claims (T8" in name for name, _, _ in told)
-    assert told[-1][0] == "writing the report"
+    assert {total for _, _, total in progress} == {5}
+    assert any("audit of the claims (T8" in name for name, _, _ in progress)
+    assert progress[-1][0] == "writing the report"
 
 
 def test_the_promised_files_are_written_and_no_other(reproduction, written):
@@ -163,7 +163,7 @@ def test_the_last_text_failing_keeps_the_old_pictures(monkeypatch, tmp_path):
         return write(self, *args, **keywords)
 
     monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(InvalidFile, match="out: got .*cannot be written: No space left on device"):
+    with pytest.raises(InvalidFile, match=r"out: got .*cannot be written: No space left on device"):
         write_reproduction(small(seed=2), tmp_path)
     assert contents(tmp_path) == before
 

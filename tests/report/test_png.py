@@ -22,11 +22,11 @@ def one_panel(*marks, **more):
 
 @pytest.mark.parametrize("figure", every_figure(), ids=lambda figure: figure.name)
 def test_all_marks_on_all_scales(figure):
-    first, second = render_png(figure), render_png(figure)
+    first, second = render_png(figure, 60), render_png(figure, 60)
     assert first == second
     assert first.startswith(b"\x89PNG")
     assert b"Software" not in first
-    image = pixels(figure)
+    image = matplotlib.image.imread(io.BytesIO(first))
     assert image.shape[:2] == (216, 576)  # 3.6 × 9.6 inches
     assert np.unique(image.reshape(-1, image.shape[2]), axis=0).shape[0] > 20
 
@@ -42,6 +42,15 @@ def test_each_mark_leaves_its_colour(mark):
 
 def test_the_resolution_is_that_asked_for():
     assert pixels(one_panel(Line([0, 1], [0, 1])), 30).shape[0] == 108
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_a_diverging_run_is_drawn_as_far_as_it_can_be(scale):
+    values = np.array([1e-308, 1.0, 1e150, 1e250, 1.7e308, np.inf, np.nan])
+    steps = np.arange(1, 8)
+    marks = [Line(steps, values), Points(steps, values, error=values), Band(steps, values / 2, values)]
+    for part in marks:
+        assert render_png(one_panel(part, y_scale=scale)).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("text", ["$\\frac{$", "$a$ and $b$", "_hidden", "<b>", "a\nb", "%s %d {0}", "\\alpha"])
@@ -87,6 +96,14 @@ def test_one_legend_lists_a_label_of_several_panels_once():
         trace["showlegend"]
         for trace in plotly_figure(Figure("f", "", [Panel("x", "y", panel.marks, legend=False)]))["data"]
     )
+
+
+def test_narrow_panels_label_whole_powers_only():
+    panel = Panel("x", "y", [Line([1, 1000], [1, 2])], x_scale="log", y_scale="log")
+    for count in (1, 2, 3, 4):
+        layout = plotly_figure(Figure("f", "", [panel] * count))["layout"]
+        assert ("dtick" in layout["xaxis"]) == (count > 2)
+        assert "dtick" not in layout["yaxis"]
 
 
 def test_limits_of_a_logarithmic_axis_are_exponents():

@@ -52,12 +52,14 @@ def _add_panel(
     data: list[dict[str, Any]], layout: dict[str, Any], panel: Panel, index: int, domain: tuple[float, float]
 ) -> None:
     suffix = "" if index == 0 else str(index + 1)
-    axis = {"gridcolor": "#ececec", "zeroline": False, "linecolor": "#bbb", "ticks": "outside"}
+    axis: dict[str, Any] = {"gridcolor": "#ececec", "zeroline": False, "linecolor": "#bbb", "ticks": "outside"}
     x_axis = axis | {"title": {"text": _label(panel.x_label)}, "type": panel.x_scale, "domain": list(domain)}
     y_axis = axis | {"title": {"text": _label(panel.y_label)}, "type": panel.y_scale, "anchor": f"x{suffix}"}
     for one, scale in ((x_axis, panel.x_scale), (y_axis, panel.y_scale)):
         if scale == "log":
             one["exponentformat"] = "power"
+    if panel.x_scale == "log" and domain[1] - domain[0] < 0.3:
+        x_axis["dtick"] = 1  # whole powers only: a narrow panel has no room for the labels between
     if panel.y_range is not None:
         limits = np.log10(panel.y_range) if panel.y_scale == "log" else np.asarray(panel.y_range)
         y_axis["range"] = limits.tolist()

@@ -55,15 +55,24 @@ def _draw_mark(axis: Any, mark: Mark) -> None:
     match mark:
         case Line():
             style: dict[str, Any] = {"color": mark.colour, "lw": mark.width, "alpha": mark.opacity}
-            axis.plot(mark.x, mark.y, _DASHES[mark.dash], label=label, **style)
+            axis.plot(mark.x, _drawable(mark.y), _DASHES[mark.dash], label=label, **style)
         case Points() if mark.error is None:
-            axis.plot(mark.x, mark.y, "o", ms=3.5, color=mark.colour, label=label)
+            axis.plot(mark.x, _drawable(mark.y), "o", ms=3.5, color=mark.colour, label=label)
         case Points():
-            axis.errorbar(mark.x, mark.y, np.asarray(mark.error), fmt="o", ms=3, lw=1, color=mark.colour, label=label)
+            y, error = _drawable(mark.y), _drawable(mark.error)
+            axis.errorbar(mark.x, y, error, fmt="o", ms=3, lw=1, color=mark.colour, label=label)
         case Band():
-            axis.fill_between(mark.x, mark.low, mark.high, color=mark.colour, alpha=0.2, lw=0, label=label)
+            axis.fill_between(
+                mark.x, _drawable(mark.low), _drawable(mark.high), color=mark.colour, alpha=0.2, lw=0, label=label
+            )
         case Reference():
             draw = axis.axhline if mark.axis == "y" else axis.axvline
             draw(mark.value, color=mark.colour, lw=1.0, ls="--", label=label)
         case Shade():
             axis.axvspan(mark.low, mark.high, color=mark.colour, alpha=0.15, lw=0, label=label)
+
+
+def _drawable(values: Any) -> Any:
+    """What matplotlib can find a scale for: a run that diverges passes 1e200, where its axes overflow."""
+    numbers = np.asarray(values, dtype=np.float64)
+    return np.where(np.abs(numbers) < 1e200, numbers, np.nan)

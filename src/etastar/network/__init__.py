@@ -1,0 +1,38 @@
+"""PyTorch networks: curvature along a run, its dominant subspace, and what a step does to either.
+
+A network is one more producer of moments. Start with ``preflight(model, loss_fn, batches)``; then
+``HessianOperator(model, loss_fn, batches)`` is the curvature and ``SubspaceTracker(operator, rank=10)`` follows its
+top eigenvectors. Needs PyTorch: ``pip install 'etastar[network]'``.
+"""
+
+from __future__ import annotations
+
+from etastar.errors import MissingExtra
+
+try:
+    import torch as _torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
+except ImportError as error:
+    raise MissingExtra("etastar.network", "network") from error
+
+from etastar.network.curvature import GaussNewtonOperator, HessianOperator
+from etastar.network.explored import SymmetricOperator
+from etastar.network.findings import Finding, PreflightReport, Severity
+from etastar.network.parameters import ParameterVector
+from etastar.network.preflight import preflight
+from etastar.network.search import Goal
+from etastar.network.subspace import Subspace, SubspaceOutcome, SubspaceTracker
+
+__all__ = [
+    "Finding",
+    "GaussNewtonOperator",
+    "Goal",
+    "HessianOperator",
+    "ParameterVector",
+    "PreflightReport",
+    "Severity",
+    "Subspace",
+    "SubspaceOutcome",
+    "SubspaceTracker",
+    "SymmetricOperator",
+    "preflight",
+]

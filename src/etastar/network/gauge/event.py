@@ -1,0 +1,79 @@
+"""A second point: the products that one gradient more, where a step began, makes possible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from etastar.errors import InvalidArgument
+from etastar.network.gauge.isolation import dense
+from etastar.network.gauge.vectors import Layout
+
+__all__ = ["read_gradients", "same_batch_after", "second_point"]
+
+_SAME = 1e-3  # relative difference up to which u counts as lr·g, before rounding of the parameters
+_SAME_AT_MOST = 0.05
+
+
+def second_point(
+    layout: Layout, update: Sequence[Tensor], second: Sequence[Tensor], here: Tensor, gradient: Tensor, step: Tensor
+) -> list[Tensor]:
+    """What can be known at the end of the step; ⟨g', g⁺⟩ is still to come.
+
+    Args:
+        layout: The parameters, already moved.
+        update: u, parameters before minus after.
+        second: g', independent of u.
+        here: ⟨g', g⟩.
+        gradient: ‖g‖².
+        step: lr.
+
+    Returns:
+        ⟨u, g'⟩, ⟨g', g⟩, ‖u‖², ‖g‖², whether u differs from lr·g, and lr; ``(L + 1,)`` each.
+    """
+    slope, energy = layout.dots(update, second), layout.norms(update)
+    size = torch.sqrt(energy * layout.norms(second))
+    eps = max(torch.finfo(t.dtype).eps for t in layout.tensors)
+    rounding = torch.nan_to_num(eps * torch.sqrt(layout.norms(layout.tensors) / energy), nan=0.0)
+    tolerance = (_SAME + rounding).clamp(max=_SAME_AT_MOST)
+    # By length and by one product: g itself is no longer there. Then the identities of plain SGD are void.
+    by_length = (energy - step**2 * gradient).abs() > tolerance * energy
+    by_product = (slope - step * here).abs() > tolerance * size
+    differs = (by_length | by_product | (step != step[0]) | (step <= 0)).to(energy.dtype)
+    differs[-1] = 0.0
+    return [slope, here, energy, gradient, differs, step]
+
+
+def same_batch_after(
+    layout: Layout,
+    update: Sequence[Tensor],
+    before: Sequence[Tensor],
+    after: Sequence[Tensor | None],
+    loss_change: Tensor,
+    step: Tensor,
+) -> list[Tensor]:
+    """Curvature along u from one batch at both ends of the step, whose noise cancels: ⟨u, g' − g'⁺⟩ ≈ ⟨u, Hu⟩.
+
+    Returns:
+        That, the loss change on the batch less its trapezoid (in the first entry), and lr; ``(L + 1,)`` each.
+    """
+    change = [x if y is None else x - y for x, y in zip(before, after, strict=True)]
+    along = layout.dots(update, change)
+    trapezoid = 0.5 * along[:-1].sum() - layout.dots(update, before)[:-1].sum()
+    gap = torch.zeros_like(along)
+    gap[0] = loss_change.to(gap) - trapezoid
+    return [along, gap, step]
+
+
+def read_gradients(source: Sequence[Tensor | None], layout: Layout, scale: float | Tensor) -> list[Tensor | None]:
+    """Gradients handed over, checked and unscaled."""
+    shapes = [None if g is None else tuple(g.shape) for g in source]
+    wanted = [tuple(t.shape) for t in layout.tensors]
+    if len(shapes) != len(wanted) or any(s not in (None, w) for s, w in zip(shapes, wanted, strict=True)):
+        raise InvalidArgument(
+            "second", shapes, "give one gradient per tensor of gauge.parameters, of its shape, or None"
+        )
+    inverse = 1.0 / scale
+    return [None if g is None else g * inverse for g in map(dense, source)]

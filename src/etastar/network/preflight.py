@@ -1,0 +1,166 @@
+"""Is the curvature of this model, loss and data sound? One finding per defect, with its cause and remedy.
+
+What can be seen is inspected; what can be measured is: two passes over the data, and the Hessian's products against
+symmetry, linearity and a central difference of the gradient. The run is left as it was, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from etastar.errors import InvalidArgument
+from etastar.network.batches import Batches, Count, tensors_of
+from etastar.network.curvature import HessianOperator
+from etastar.network.findings import Finding, PreflightReport, Severity
+from etastar.network.graph import HessianGraph, checked_loss, named_errors
+from etastar.network.inspection import inspect_graph, inspect_model, inspect_parameters
+from etastar.network.isolation import refuse_distributed, undisturbed
+from etastar.network.parameters import ParameterVector
+from etastar.network.probes import asymmetry, difference, nonlinearity, probe_vectors
+
+__all__ = ["preflight"]
+
+_ORDER = (Severity.REFUSED, Severity.HANDLED, Severity.NOTE)
+# Relative discrepancies allowed, in float32 and float64: round-off of sums over many samples, with room.
+_EXACT = {torch.float32: 1e-3, torch.float64: 1e-9}
+_DIFFERENCE = {torch.float32: 5e-2, torch.float64: 1e-4}
+
+
+def preflight(
+    model: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor],
+    batches: Iterable[Any],
+    parameters: Sequence[str] | str | None = None,
+    *,
+    training: bool | None = None,
+    count: Count | None = None,
+) -> PreflightReport:
+    """Check what `HessianOperator` would be given; the arguments are its own.
+
+    Costs about a dozen gradients of the whole sample. Everything seen is reported together; products are checked
+    only where nothing else is refused.
+
+    Returns:
+        The findings; ``report.ok`` says whether curvature may be used, ``report.require()`` raises where not.
+    """
+    findings: list[Finding] = []
+    try:
+        for found in _findings(model, loss_fn, batches, parameters, training, count):
+            findings.append(found)
+    except InvalidArgument as error:
+        findings.append(Finding(error.name, Severity.REFUSED, str(error.value), error.allowed))
+    return PreflightReport(tuple(sorted(findings, key=lambda finding: _ORDER.index(finding.severity))))
+
+
+def _findings(
+    model: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor],
+    batches: Iterable[Any],
+    parameters: Sequence[str] | str | None,
+    training: bool | None,
+    count: Count | None,
+) -> Iterator[Finding]:
+    found = list(inspect_model(model, training))
+    yield from found
+    refuse_distributed()
+    vector = ParameterVector.of(model, parameters)
+    found += (hooks := list(inspect_parameters(model, vector)))
+    yield from hooks
+    with undisturbed(model, vector.device, batches, training):
+        found += (changing := list(_changing(batches, count)))
+    yield from changing
+    operator = HessianOperator(model, loss_fn, batches, parameters, training=training, count=count)
+    dropping = any(finding.name == "dropout in training mode" for finding in found)
+    found += (evaluated := list(_evaluate(operator, loss_fn, training, dropping)))
+    yield from evaluated
+    if not any(finding.severity is Severity.REFUSED for finding in found):
+        yield from _products(operator, kinked=any(finding.name == "kinked functions" for finding in found))
+
+
+def _changing(batches: Iterable[Any], count: Count | None) -> Iterator[Finding]:
+    """Two passes, with the random streams running on between them as they would between two measurements."""
+    known = Batches.of(batches, count)
+    first, second = _fingerprints(known.source), _fingerprints(known.source)
+    if first == second:
+        return
+    remedy = "batches must be fixed: list(loader), or a loader with shuffle=False"
+    if Counter(sample for batch in first for sample in batch) == Counter(
+        sample for batch in second for sample in batch
+    ):
+        yield Finding("shuffled batches", Severity.REFUSED, "two passes give the same samples in another order", remedy)
+    else:
+        cause = "two passes give different samples: augmentation, or sampling"
+        yield Finding("changing batches", Severity.REFUSED, cause, remedy)
+
+
+def _fingerprints(batches: Iterable[Any]) -> list[list[bytes]]:
+    return [[_digest(row) for tensor in tensors_of(batch) for row in _rows(tensor)] for batch in batches]
+
+
+def _rows(tensor: Tensor) -> Iterable[Tensor]:
+    return tensor.detach().cpu() if tensor.ndim else [tensor.detach().cpu()]
+
+
+def _digest(row: Tensor) -> bytes:
+    data = row.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _evaluate(
+    operator: HessianOperator, loss_fn: Callable[[Any, Any], Tensor], training: bool | None, dropping: bool
+) -> Iterator[Finding]:
+    """The graph of the first batch, and the loss twice with the random streams running on."""
+    model, tensors = operator.model, operator.vector.tensors
+    with operator.reading() as batches:
+        batch = next(batches)
+    with undisturbed(model, operator.device, None, training, fused=True):
+        yield from inspect_graph(checked_loss(loss_fn(model, batch)))
+    with undisturbed(model, operator.device, None, training), named_errors("loss_fn"):
+        graph = HessianGraph.build(loss_fn(model, batch), tensors)
+        again = HessianGraph.build(loss_fn(model, batch), tensors)
+    unused = [name for name, piece in zip(operator.vector.names, graph.gradient, strict=True) if piece is None]
+    if unused:
+        yield Finding("unused parameters", Severity.NOTE, ", ".join(unused[:5]), "their curvature is zero")
+    if not dropping and bool(torch.isfinite(graph.loss)) and not _agree(graph, again, _EXACT[operator.dtype]):
+        remedy = (
+            "a loss that draws random numbers or keeps state has no Hessian; fix them, or evaluate with training=False"
+        )
+        cause = f"two evaluations of one batch give {float(graph.loss):.6g} and {float(again.loss):.6g}"
+        yield Finding("random loss", Severity.REFUSED, cause, remedy)
+
+
+def _agree(one: HessianGraph, other: HessianGraph, tolerance: float) -> bool:
+    pairs = zip([one.loss, *one.gradient], [other.loss, *other.gradient], strict=True)
+    return all(
+        a is b or (a is not None and b is not None and _close(a.detach(), b.detach(), tolerance)) for a, b in pairs
+    )
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return bool((a - b).norm() <= tolerance * (a.norm() + b.norm()))
+
+
+def _products(operator: HessianOperator, kinked: bool) -> Iterator[Finding]:
+    gradient = operator.gradient()
+    vectors = probe_vectors(operator, gradient)
+    products = operator @ vectors
+    if not bool(torch.isfinite(products).all()):
+        remedy = "a second derivative is infinite here: sqrt or norm at 0, or log(0); add a small constant"
+        yield Finding("infinite curvature", Severity.REFUSED, "a product is not finite", remedy)
+        return
+    exact, remedy = _EXACT[operator.dtype], "an operation's double backward is wrong, or .detach() hides a part of it"
+    if (found := asymmetry(vectors, products)) > exact:
+        yield Finding("asymmetric products", Severity.REFUSED, f"|uᵀHv − vᵀHu| is {found:.1e} of ‖Hu‖ + ‖Hv‖", remedy)
+    if (found := nonlinearity(operator, vectors, products)) > exact:
+        yield Finding("nonlinear products", Severity.REFUSED, f"H(3u − 2v) is {found:.1e} off", remedy)
+    if (found := difference(operator, vectors[:, 0], products[:, 0])) > _DIFFERENCE[operator.dtype]:
+        cause = f"products are {found:.1e} off a central difference of the gradient"
+        if kinked:
+            remedy = "kinks crossed within the step would explain it: curvature between kinks, as autograd defines it"
+        yield Finding("products off differences", Severity.NOTE if kinked else Severity.REFUSED, cause, remedy)

@@ -1,0 +1,190 @@
+"""The network as a producer: its moments against dense algebra, and against the laboratory on linear regression."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from etastar import InvalidArgument, alignment, critical_step_size, jackknife, loss_thresholds
+from etastar.network import HessianOperator
+from etastar.network.producer import Basis, Direction, population_moments, training_moments
+from etastar.quadratic import Noise, Quadratic, Spectrum
+
+N, D, K, B = 60, 6, 2, 5
+
+
+def squared(model, batch):
+    return 0.5 * (model(batch[0])[:, 0] - batch[1]).square().mean()
+
+
+@pytest.fixture
+def regression():
+    torch.manual_seed(0)
+    X = torch.randn(N, D, dtype=torch.float64) * torch.tensor([4.0, 3.0, 1.0, 0.7, 0.5, 0.2], dtype=torch.float64)
+    y = X @ torch.randn(D, dtype=torch.float64) + 0.3 * torch.randn(N, dtype=torch.float64)
+    model = nn.Linear(D, 1, bias=False).double()
+    batches = [(X[:25], y[:25]), (X[25:50], y[25:50]), (X[50:], y[50:])]  # ragged
+    return model, batches, X, y
+
+
+def exact_basis(X):
+    values, vectors = torch.linalg.eigh(X.T @ X / len(X))
+    V = vectors[:, -K:].flip(1)
+    return Basis(V, (X.T @ X / len(X)) @ V, values[-K:].flip(0))
+
+
+def test_training_moments_are_those_of_the_exact_quadratic(regression):
+    model, batches, X, y = regression
+    spectrum = Spectrum.from_least_squares(X.numpy(), rank=K)
+    weights = model.weight.detach()[0].numpy()
+    noise = Noise.from_least_squares(X.numpy(), y.numpy(), at=weights, batch_size=B, replace=False)
+    gradient = spectrum.to_eigenbasis(X.numpy().T @ (X.numpy() @ weights - y.numpy()) / N)
+    exact = Quadratic(spectrum, noise).moments(gradient=gradient)
+    operator = HessianOperator(model, squared, batches)
+    produced = training_moments(operator, squared, exact_basis(X), B, probes=400, replace=False)
+    mean = produced.moments.mean(0)
+    for side in ("dominant", "bulk"):
+        ours, theirs = getattr(mean, side), getattr(exact, side)
+        for moment in ("zeroth", "first", "second"):
+            np.testing.assert_allclose(getattr(ours.signal, moment), getattr(theirs.signal, moment), rtol=1e-9)
+    for moment in ("zeroth", "first", "second"):  # exact in the dominant subspace
+        np.testing.assert_allclose(
+            getattr(mean.dominant.noise, moment), getattr(exact.dominant.noise, moment), rtol=1e-9
+        )
+    np.testing.assert_allclose(mean.bulk.noise.zeroth, exact.bulk.noise.zeroth, rtol=1e-9)
+    estimate = jackknife(lambda split: split.bulk.noise.second, produced.moments)
+    assert abs(estimate.value - exact.bulk.noise.second) < 4 * estimate.standard_error
+    step = jackknife(lambda split: critical_step_size(split).value, produced.moments)
+    assert abs(step.value - critical_step_size(exact).value) < 4 * step.standard_error
+    np.testing.assert_allclose(mean.coupling.signal, 0.0, atol=1e-12)
+
+
+def test_an_inexact_basis_keeps_its_coupling(regression):
+    model, batches, X, _ = regression
+    torch.manual_seed(3)
+    H = X.T @ X / N
+    V, _ = torch.linalg.qr(torch.randn(D, K, dtype=torch.float64))
+    operator = HessianOperator(model, squared, batches)
+    produced = training_moments(operator, squared, Basis(V, H @ V, torch.ones(K)), B, probes=2)
+    g = operator.gradient()
+    P, Q = V @ V.T, torch.eye(D, dtype=torch.float64) - V @ V.T
+    np.testing.assert_allclose(produced.moments.coupling.signal, (P @ g) @ H @ Q @ g, rtol=1e-9)
+    deviations = torch.stack(
+        [row * (row @ model.weight.detach()[0] - t) for row, t in zip(X, regression[3], strict=True)]
+    )
+    deviations = deviations - g
+    sigma = deviations.T @ deviations / N / B
+    np.testing.assert_allclose(produced.moments.coupling.noise, torch.trace(P @ H @ Q @ sigma), rtol=1e-9)
+    np.testing.assert_allclose(produced.moments.dominant.noise.second, torch.trace(P @ H @ sigma @ H), rtol=1e-9)
+    eta = 0.07  # the projected update's expected loss change, by brute force
+    change = -eta * g @ P @ g + 0.5 * eta**2 * (g @ P @ H @ P @ g + torch.trace(P @ H @ P @ sigma))
+    from etastar import loss_change
+
+    np.testing.assert_allclose(loss_change(produced.moments, eta).dominant, change, rtol=1e-9)
+
+
+def test_momentum_enters_through_the_descent_pair(regression):
+    model, batches, X, _ = regression
+    torch.manual_seed(4)
+    basis, H = exact_basis(X), X.T @ X / N
+    h = torch.randn(D, dtype=torch.float64)
+    operator = HessianOperator(model, squared, batches)
+    produced = training_moments(operator, squared, basis, B, probes=2, direction=lambda _: Direction(h, 1.5))
+    g, P = operator.gradient(), basis.vectors @ basis.vectors.T
+    part = produced.moments.dominant
+    np.testing.assert_allclose(part.signal.first, (P @ g) @ H @ h, rtol=1e-9)
+    np.testing.assert_allclose(part.descent.slope, (P @ g) @ h, rtol=1e-9)
+    np.testing.assert_allclose(part.descent.curvature, h @ P @ H @ P @ h, rtol=1e-9)
+    plain = training_moments(operator, squared, basis, B, probes=2)
+    np.testing.assert_allclose(part.noise.first, 1.5**2 * plain.moments.dominant.noise.first, rtol=1e-12)
+
+
+def test_population_moments_are_unbiased():
+    """Means over many fresh data sets meet the population's moments; plugging in would not."""
+    rng = np.random.default_rng(0)
+    spectrum, label = np.array([4.0, 2.0, 0.5, 0.25]), 0.3
+    w = np.array([0.2, -0.3, 0.4, 0.5])
+    H = torch.tensor(np.diag(spectrum))
+    basis = Basis(torch.eye(4, dtype=torch.float64)[:, :1], H[:, :1].clone(), torch.tensor([4.0]))
+    size, sets = 8, 400
+    seen = {"m0": [], "m1": [], "m2": [], "q0": []}
+
+    def draw(count):
+        X = rng.standard_normal((count, 4)) * np.sqrt(spectrum)
+        return torch.tensor(X), torch.tensor(label * rng.standard_normal(count))
+
+    class Matrix:
+        def __init__(self, X):
+            self.H = X.T @ X / len(X)
+
+        def __matmul__(self, vectors):
+            return self.H @ vectors
+
+    for _ in range(sets):
+        halves = tuple(Matrix(draw(30)[0]) for _ in range(2))
+        gradients = []
+        for _ in range(4):
+            X, e = draw(size)
+            gradients.append(X.T @ (X @ torch.tensor(w) - e) / size)
+        split = population_moments(halves, torch.stack(gradients), size, basis, size).moments.mean(0)
+        seen["m0"].append(float(split.dominant.signal.zeroth))
+        seen["m1"].append(float(split.bulk.signal.first))
+        seen["m2"].append(float(split.bulk.signal.second))
+        seen["q0"].append(float(split.bulk.noise.zeroth))
+    g = spectrum * w
+    covariance = (np.outer(g, g) + (w @ (spectrum * w) + label**2) * np.diag(spectrum)) / size
+    expected = {
+        "m0": g[0] ** 2,
+        "m1": np.sum(g[1:] ** 2 * spectrum[1:]),
+        "m2": np.sum(g[1:] ** 2 * spectrum[1:] ** 2),
+        "q0": np.trace(covariance[1:, 1:]),
+    }
+    for name, values in seen.items():
+        error = np.std(values) / np.sqrt(sets)
+        assert abs(np.mean(values) - expected[name]) < 4 * error, name
+
+
+def test_pseudo_values_give_the_jackknife_of_the_statistic():
+    rng = np.random.default_rng(1)
+    gradients = torch.tensor(rng.standard_normal((6, 4)) + 1.0)
+    H = torch.diag(torch.tensor([4.0, 2.0, 1.0, 0.5], dtype=torch.float64))
+    basis = Basis(torch.eye(4, dtype=torch.float64)[:, :2], H[:, :2].clone(), torch.tensor([4.0, 2.0]))
+    whole = population_moments((H, H), gradients, 4, basis, 4).moments
+    values = []
+    for left in range(6):
+        kept = torch.cat([gradients[:left], gradients[left + 1 :]])
+        values.append(float(alignment(population_moments((H, H), kept, 4, basis, 4).moments.mean(0))))
+    error = np.sqrt(5 / 6 * np.sum((np.array(values) - np.mean(values)) ** 2))
+    np.testing.assert_allclose(jackknife(alignment, whole).standard_error, error, rtol=1e-9)
+    assert np.all(np.isfinite(loss_thresholds(whole.mean(0)).dominant))
+
+
+def test_a_loss_that_is_no_mean_over_samples_is_refused(regression):
+    model, batches, X, _ = regression
+
+    def summed(model, batch):
+        return squared(model, batch) * len(batch[0])
+
+    with pytest.raises(InvalidArgument, match="must be the mean over samples"):
+        training_moments(HessianOperator(model, summed, batches), summed, exact_basis(X), B)
+    with pytest.raises(InvalidArgument, match="probes: got 1"):
+        training_moments(HessianOperator(model, squared, batches), squared, exact_basis(X), B, probes=1)
+
+
+def test_models_that_cannot_be_vectorised_are_looped_over(regression):
+    _, batches, X, y = regression
+
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(D, 1, bias=False).double()
+
+        def forward(self, x):
+            return self.inner(x) * (1.0 if float(x.sum()) > -1e9 else 2.0)
+
+    model = Branching()
+    operator = HessianOperator(model, squared, batches)
+    produced = training_moments(operator, squared, exact_basis(X), B, probes=2)
+    g = X * (X @ model.inner.weight.detach()[0] - y)[:, None]
+    deviation = (g - g.mean(0)) @ exact_basis(X).vectors
+    np.testing.assert_allclose(produced.moments.dominant.noise.zeroth, deviation.square().sum() / N / B, rtol=1e-9)

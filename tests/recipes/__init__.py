@@ -1,0 +1,1 @@
+"""The named experiments, end to end."""

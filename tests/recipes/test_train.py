@@ -1,0 +1,73 @@
+"""Training a named network: the run is reproducible, measured or not, and what it writes can be read again."""
+
+import json
+
+import pytest
+import torch
+
+from etastar import History, InvalidArgument
+from etastar.cli import main
+from etastar.recipes.networks import load_network
+from etastar.recipes.train import TrainingPlan, train, write_run
+
+PLAN = TrainingPlan("digits-cnn", steps=12, every=6, curvature_samples=60, rank=2)
+
+
+@pytest.fixture(scope="module")
+def run():
+    torch.set_num_threads(1)
+    return train(PLAN)
+
+
+def test_the_meter_does_not_change_the_losses(run):
+    plain = train(TrainingPlan("digits-cnn", steps=12, metered=False))
+    assert plain.training_loss == run.training_loss
+    assert plain.held_out_loss == run.held_out_loss
+    assert len(plain.history) == 0
+    assert [row.step for row in run.history] == [0, 6, 12]
+
+
+def test_the_run_is_written_and_read_again(run, tmp_path):
+    paths = write_run(run, tmp_path)
+    assert [path.name for path in paths] == ["history.jsonl", "run.png", "run.html"]
+    again = History.load(paths[0])
+    assert [row.alignment.value for row in again] == [row.alignment.value for row in run.history]
+    assert [row.certificate for row in again] == [row.certificate for row in run.history]
+    assert "held out" in paths[2].read_text(encoding="utf-8")
+
+
+def test_the_initialisation_depends_on_the_seed_alone():
+    before = torch.get_rng_state()
+    first, second = load_network("digits-mlp", seed=1).model, load_network("digits-mlp", seed=1).model
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert torch.equal(before, torch.get_rng_state())
+    assert len(load_network("digits-mlp").held_out[0]) == 297
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"recipe": "resnet"}, "recipe: got 'resnet'"),
+        ({"steps": 0}, "steps: got 0"),
+        ({"step_size": -1.0}, "step_size: got -1.0"),
+        ({"batch_size": 10_000}, "batch_size: got 10000"),
+        ({"curvature_samples": 10_000}, "curvature_samples: got 10000"),
+    ],
+)
+def test_bad_plans_are_refused_by_name(wrong, message):
+    with pytest.raises(InvalidArgument, match=message):
+        train(TrainingPlan(**{"recipe": "digits-mlp", "steps": 1, **wrong}))
+
+
+def test_the_command_prints_strict_json_and_a_table(capsys, tmp_path):
+    options = ["digits-cnn", "--loss", "cross-entropy", "--steps", "6", "--every", "3", "--rank", "2"]
+    options += ["--curvature-samples", "60", "--out", str(tmp_path / "run")]
+    assert main(["train", *options, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    assert result["loss"] == "cross-entropy"
+    assert len(result["measurements"]["alignment"]) == 3
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["history.jsonl", "run.html", "run.png"]
+    assert main(["train", *options[:-2]]) == 0
+    assert "90 % interval" in capsys.readouterr().out
+    assert main(["train", "digits-cnn", "--steps", "0"]) == 2
+    assert capsys.readouterr().err == "etastar: steps: got 0; must be at least 1\n"
