@@ -45,7 +45,7 @@ def splits_of(numbers):
 @st.composite
 def replicated(draw):
     """Moments with an axis of replicates, some fields without it."""
-    count = draw(st.integers(1, 4))
+    count = draw(st.integers(2, 4))
     array = st.lists(ANY, min_size=count, max_size=count).map(np.array)
     return draw(splits_of(st.one_of(ANY, array)))
 

@@ -178,3 +178,13 @@ def test_recoverable_loss_certificate_and_cost_come_back(tmp_path):
 def test_the_full_threshold_lies_between_its_parts():
     bounds = Measurement(0, 0.1, moments()).loss_thresholds
     assert bounds.dominant.value < bounds.full.value < bounds.bulk.value
+
+
+def test_a_single_replicate_is_no_interval():
+    one = SplitMoments.stack([moments()])
+    with pytest.raises(InvalidArgument, match=r"moments: got \(1,\); an interval needs two replicates"):
+        Measurement(0, 0.1, one)
+    from etastar.uncertainty import mean_of
+
+    with pytest.raises(InvalidArgument, match="values"):
+        mean_of([1.0])

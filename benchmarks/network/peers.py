@@ -6,6 +6,7 @@ writes for every library and setting the basis, the products and the seconds.
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,9 @@ REPEATS = 3
 Answer = tuple[np.ndarray, int]
 
 
-def hessian_eigenthings(model: nn.Module, x: torch.Tensor, y: torch.Tensor, k: int) -> Iterator[tuple[str, Callable[[], Answer]]]:
+def hessian_eigenthings(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, k: int
+) -> Iterator[tuple[str, Callable[[], Answer]]]:
     from hessian_eigenthings.algorithms.lanczos import lanczos
     from hessian_eigenthings.operators.hessian import HessianOperator
 
@@ -36,7 +39,9 @@ def hessian_eigenthings(model: nn.Module, x: torch.Tensor, y: torch.Tensor, k: i
         yield f"hessian-eigenthings, Lanczos {steps}", lambda steps=steps: run(steps)
 
 
-def curvlinops_eigsh(model: nn.Module, x: torch.Tensor, y: torch.Tensor, k: int) -> Iterator[tuple[str, Callable[[], Answer]]]:
+def curvlinops_eigsh(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, k: int
+) -> Iterator[tuple[str, Callable[[], Answer]]]:
     from curvlinops import HessianLinearOperator
     from scipy.sparse.linalg import LinearOperator, eigsh
 
@@ -58,8 +63,10 @@ def curvlinops_eigsh(model: nn.Module, x: torch.Tensor, y: torch.Tensor, k: int)
         yield f"curvlinops + eigsh, tol {tolerance:g}", lambda tolerance=tolerance: run(tolerance)
 
 
-def pyhessian_power(model: nn.Module, x: torch.Tensor, y: torch.Tensor, k: int) -> Iterator[tuple[str, Callable[[], Answer]]]:
-    import pyhessian.hessian as library
+def pyhessian_power(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, k: int
+) -> Iterator[tuple[str, Callable[[], Answer]]]:
+    library = importlib.import_module("pyhessian.hessian")  # the package hides its module behind a class
 
     def run(tolerance: float) -> Answer:
         count, plain = 0, library.hessian_vector_product

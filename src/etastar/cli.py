@@ -8,20 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
+import math
 import os
+import signal
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from etastar import __version__
 from etastar.errors import EtastarError, InvalidArgument
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from etastar.terminal import (
+    console,
+    end_workers,
+    json_text,
+    one_line,
+    print_json,
+    print_table,
+    printable,
+    progress_bar,
+    without_marks,
+    writer_of,
+)
 
 __all__ = ["main"]
 
@@ -48,22 +59,23 @@ def reproduce(out: Path = Path("etastar-out/reproduce"), quick: Flag = False, se
 
     _check_seed(seed)
     output_directory(out)
-    with _progress() as told:
+    with progress_bar() as told:
         result = run(quick, seed, told, os.cpu_count() or 1)
     paths = write_reproduction(result, out)
     if json:
-        _print_json(result.results())
+        print_json(result.results())
         return 0 if result.passed else 1
-    console = _console()
+    screen = console()
     for section in result.sections:
-        console.print(f"[bold]{_plain(section.title)}[/]")
+        screen.print(f"[bold]{without_marks(section.title)}[/]")
         for check in section.checks:
             mark = "[green]pass[/]" if check.passed else "[bold red]FAIL[/]"
-            console.print(f"  {mark}  {_plain(check.statement)} [dim]({_plain(check.measured)})[/]")
+            statement = f"  {mark}  {without_marks(check.statement)} [dim]({without_marks(check.measured)})[/]"
+            screen.print(statement, soft_wrap=True)
     failed = sum(not check.passed for section in result.sections for check in section.checks)
     total = sum(len(section.checks) for section in result.sections)
-    console.print(f"\n{total - failed} of {total} checks passed in {sum(result.seconds.values()):.0f} s.")
-    console.print(f"Report: {paths[-1]}", soft_wrap=True)
+    screen.print(f"\n{total - failed} of {total} checks passed in {sum(result.seconds.values()):.0f} s.")
+    screen.print(f"Report: {paths[-1]}", soft_wrap=True)
     return 0 if result.passed else 1
 
 
@@ -104,18 +116,18 @@ def audit(
         raise InvalidArgument("claims", claims, "name at least one, such as T8")
     if out is not None:
         output_directory(out)
-    with _progress() as told:
+    with progress_bar() as told:
         verdicts = run(claims, instances, seed, workers, told)
     section = audit_section(verdicts)
     if out is not None:
         lead = "Each numbered claim as printed and corrected, put to exact arithmetic."
         texts = {
-            "audit.json": _json_text(audit_json(verdicts)),
+            "audit.json": json_text(audit_json(verdicts)),
             "audit.html": render_html("The paper's claims, audited", lead, [section]),
         }
-        write_together(out, {name: _writer(text) for name, text in texts.items()})
+        write_together(out, {name: writer_of(text) for name, text in texts.items()})
     if json:
-        _print_json(audit_json(verdicts))
+        print_json(audit_json(verdicts))
     else:
         _print_audit(verdicts, section)
     return 0 if section.passed else 1
@@ -151,7 +163,7 @@ def lab(
         two_level: Two eigenvalues instead, dominant and bulk.
         data: Ridge regression on this data set instead.
         spectrum: JSON file with eigenvalues, rank and maybe multiplicities instead.
-        step_size: η.
+        step_size: Step size η of SGD.
         noise: Variance of the gradient noise per coordinate (with --data it is measured).
         batch_size: Batch size behind the measured noise (--data).
         ridge: Ridge coefficient (--data).
@@ -171,15 +183,19 @@ def lab(
     if out is not None:
         write_answer(answer, out)
     if json:
-        _print_json(answer.to_json())
+        print_json(answer.to_json())
         return 0
-    console = _console()
+    screen = console()
     limit = f"2/λ₁ = {answer.stability_limit:.4g}"
-    console.print(f"[bold]{answer.title}[/]")
-    console.print(f"d = {answer.dimension:,}, k = {answer.rank}, λ_k/λ_(k+1) = {answer.ratio:.4g}")
-    console.print(f"η = {step_size:g}, {limit}")
-    console.print(f"θ {answer.phases.shape}.\n")
-    _print_table([column.name for column in COLUMNS], answer.rows())
+    screen.print(f"[bold]{answer.title}[/]")
+    screen.print(f"d = {answer.dimension:,}, k = {answer.rank}, λ_k/λ_(k+1) = {answer.ratio:.4g}")
+    screen.print(f"η = {step_size:g}, {limit}")
+    screen.print(f"θ {answer.phases.shape}.\n")
+    print_table([column.name for column in COLUMNS], answer.rows())
+    screen.print("\nη* is the critical step size of the next step; η/η_D and η/η_B are steps over the loss thresholds,")
+    screen.print("1 where a subspace has equilibrated.")
+    if not math.isfinite(answer.curve.loss[-1]):
+        screen.print("Rows end where the loss leaves the range of float64: the step is unstable.")
     return 0
 
 
@@ -225,27 +241,17 @@ def train(
     if out is not None:
         output_directory(out)
     plan = TrainingPlan(recipe, loss, steps, step_size, batch_size, rank, every, None, curvature_samples, meter, seed)
-    with _progress() as told:
+    with progress_bar() as told:
         result = run(plan, told)
     if out is not None:
         write_run(result, out)
     if json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
         return 0
-    rows = [
-        [f"{row.step:,}", f"{row.alignment.value:.4f}", _interval(row.critical_step_size), row.verdict]
-        for row in list(result.history)[:: max(1, len(result.history) // 16)]
-    ]
-    if rows:
-        _print_table(["step", "θ", "η* (90 % interval)", "verdict"], rows)
-    _console().print(f"training loss {result.training_loss[-1]:.4g}, held out {result.held_out_loss[-1]:.4g}")
+    if len(result.history):
+        print_table(["step", "θ", "η* (90 % interval)", "verdict"], result.rows())
+    console().print(f"training loss {result.training_loss[-1]:.4g}, held out {result.held_out_loss[-1]:.4g}")
     return 0
-
-
-def _interval(estimate: Any) -> str:
-    if not estimate.resolved:
-        return "unresolved"
-    return f"{estimate.value:.4g} ({estimate.low:.4g} to {estimate.high:.4g})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -254,6 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Greek letters is no reason to fail
+    if arguments is None:  # a process of our own: ended from outside, it cleans up and takes its workers along
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = _parse_and_run(commands, list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -262,10 +270,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = str(error)
         if isinstance(error, InvalidArgument):  # named as the option is
             text = text.replace(error.name, error.name.replace("_", "-"), 1)
-        print(f"etastar: {_printable(text)}", file=sys.stderr)
+        print(f"etastar: {printable(text)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        _end_workers()
+        end_workers()
         print("etastar: interrupted; nothing half-written is left behind", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has closed it; python would complain once more at exit
@@ -274,6 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse_and_run(commands: dict[str, Callable[..., int]], arguments: list[str]) -> int:
+    if arguments == ["--version"]:
+        print(f"etastar {__version__}")
+        return 0
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -286,22 +297,9 @@ def _parse_and_run(commands: dict[str, Callable[..., int]], arguments: list[str]
     except SystemExit as stop:
         if stop.code in (0, None):
             return 0
-        print(f"etastar: {_one_line(complaint.getvalue())}", file=sys.stderr)
+        print(f"etastar: {one_line(complaint.getvalue())}", file=sys.stderr)
         return 2
     return run()
-
-
-def _end_workers() -> None:
-    """Python would wait at exit until each worker has finished what it is at, which may take minutes."""
-    from multiprocessing import active_children
-
-    for worker in active_children():
-        worker.terminate()
-
-
-def _printable(text: str) -> str:
-    """One line without control characters, whatever a hostile file put into it."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
@@ -315,110 +313,32 @@ def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
     return parse
 
 
-def _one_line(complaint: str) -> str:
-    """What tyro says in a box, as one line: the complaint and the nearest names, without help and inner details."""
-    boxed = [line for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
-    rows = [line.strip("│ ") for line in boxed]
-    blocks = " ".join("\n" if row and set(row) <= {"─", "-"} else row for row in rows).split("\n")
-    if "╭" not in complaint:  # without its frame, where the terminal has none, the title is a block of its own
-        del blocks[0]
-    kept = [" ".join(b.split()) for b in blocks if not b.strip().startswith(("Argument helptext", "For full helptext"))]
-    line = "; ".join(block.partition(" Got errors:")[0] for block in kept if block) or "bad arguments"
-    return line.replace("{None}|", "").replace(", 'None')", ")").replace("('None', ", "(")
-
-
 def _check_certificates(path: Path, as_json: bool) -> int:
     from etastar.claims import check_file
 
     results = check_file(path)
     if as_json:
-        _print_json([asdict(result) for result in results])
+        print_json([asdict(result) for result in results])
     elif not results:
-        _console().print(f"No counterexample to check in {_plain(path.name)}.")
+        console().print(f"No counterexample to check in {without_marks(path.name)}.")
     else:
         rows = [[r.claim, r.form, "certified" if r.certified else "NOT certified", r.reason] for r in results]
-        _print_table(["claim", "form", "result", "reason"], rows)
+        print_table(["claim", "form", "result", "reason"], rows)
     return 0 if all(result.certified for result in results) else 1
 
 
 def _print_audit(verdicts: Any, section: Any) -> None:
-    from etastar.recipes.claims_audit import short_counterexample
+    from etastar.recipes.claims_audit import AUDIT_HEADS, audit_rows
 
-    console = _console()
-    ordered = sorted(verdicts, key=lambda v: ("holds", "vacuous", "refuted").index(v.verdict))
-    words = {"holds": "holds on", "refuted": "refuted after", "vacuous": "vacuous in"}
-    rows = [[v.claim, v.form, f"{words[v.verdict]} {v.instances:,}", v.kind, short_counterexample(v)] for v in ordered]
-    _print_table(["claim", "form", "verdict (instances)", "kind", "counterexample, dominant | bulk"], rows)
+    print_table(AUDIT_HEADS, audit_rows(verdicts))
     for check in section.checks:
-        statement = _plain(f"{check.statement}: {check.measured}")
-        console.print(("pass  " if check.passed else "FAIL  ") + statement, soft_wrap=True)
-
-
-def _print_table(heads: list[str], rows: list[list[str]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in heads:
-        table.add_column(head, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    _console().print(table)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    class Output(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # answered by `main`; rich's own answer is the exit code of a failed verdict
-
-    width = None if sys.stdout.isatty() else 160
-    return Output(file=sys.stdout, width=width, highlight=False)
-
-
-@contextlib.contextmanager
-def _progress() -> Generator[Callable[[str, int, int], None]]:
-    """A bar on stderr where it is a terminal; silence elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda _name, _done, _total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+        statement = without_marks(f"{check.statement}: {check.measured}")
+        console().print(("pass  " if check.passed else "FAIL  ") + statement, soft_wrap=True)
 
 
 def _check_seed(seed: int) -> None:
     if seed < 0:
         raise InvalidArgument("seed", seed, "must be at least 0")
-
-
-def _plain(text: str) -> str:
-    """Text of a report without its [[term]] marks, safe for rich."""
-    from rich.markup import escape
-
-    parts = text.split("[[")
-    out = parts[0]
-    for part in parts[1:]:
-        inside, closed, rest = part.partition("]]")
-        out += (inside.partition("|")[2] or inside.partition("|")[0]) + rest if closed else "[[" + part
-    return escape(out)
-
-
-def _writer(text: str) -> Callable[[Path], object]:
-    return lambda path: path.write_text(text, encoding="utf-8")
-
-
-def _print_json(value: Any) -> None:
-    print(_json_text(value), end="")
-
-
-def _json_text(value: Any) -> str:
-    return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ class Measurement:
     def __post_init__(self) -> None:
         if len(self.moments.shape) > 1:
             raise InvalidArgument("moments", self.moments.shape, "must be one measurement or one axis of replicates")
+        if self.moments.shape in ((0,), (1,)):
+            raise InvalidArgument("moments", self.moments.shape, "an interval needs two replicates")
         size = as_step_size(self.step_size)
         if size.ndim:
             raise InvalidArgument("step_size", self.step_size, "must be one number")

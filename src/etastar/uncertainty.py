@@ -53,10 +53,12 @@ def exactly(value: Any, level: float = 0.9) -> Estimate:
 
 
 def mean_of(values: Any, level: float = 0.9) -> Estimate:
-    """The mean of independent replicates ``(n,)`` with Student's interval; a single number is exact."""
+    """The mean of n ≥ 2 independent replicates, ``(n,)``, with Student's interval; a number without axis is exact."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim == 0:
         return exactly(array, level)
+    if len(array) < 2:
+        raise InvalidArgument("values", array.shape, "an interval needs two replicates at least")
     mean = array.mean(axis=0)
     error = array.std(axis=0, ddof=1) / np.sqrt(len(array))
     half = _student(len(array), level) * error

@@ -11,8 +11,9 @@ import time
 import pytest
 from rich.text import Text
 
+import etastar
 from cli.running import COMMAND, group_members, run
-from etastar import cli
+from etastar import cli, terminal
 
 COMMANDS = ("reproduce", "audit", "lab")
 FAST = {
@@ -78,7 +79,22 @@ def test_lab_prints_a_table(capsys):
     assert cli.main(FAST["lab"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("The paper's spectrum at r = 100, noise variance 0.25\nd = 60, k = 5, λ_k/λ_(k+1) = 100.1\n")
-    assert [line.split()[0] for line in out.splitlines()[5:]] == ["t", "0", "10", "100"]
+    table, _, legend = out.partition("\n\nη* is")
+    assert [line.split()[0] for line in table.splitlines()[5:]] == ["t", "0", "10", "100"]
+    assert "1 where a subspace has equilibrated" in legend
+
+
+def test_lab_ends_its_table_where_an_unstable_run_leaves_float64(capsys):
+    assert cli.main([*FAST["lab"][:5], "--step-size", "0.5", "--times", "0", "10", "100000"]) == 0
+    out = capsys.readouterr().out
+    table = out.partition("\n\nη* is")[0]
+    assert [line.split()[0] for line in table.splitlines()[5:]] == ["t", "0", "10"]
+    assert "the step is unstable" in out
+
+
+def test_the_version_is_told(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"etastar {etastar.__version__}\n"
 
 
 @pytest.mark.parametrize(("command", "files"), [("audit", ["audit.html", "audit.json"]), ("lab", None)])
@@ -194,16 +210,16 @@ def test_a_terminal_without_greek_letters_is_served(encoding):
 
 
 def test_progress_is_shown_on_a_terminal_only(monkeypatch, capsys):
-    with cli._progress() as told:
+    with terminal.progress_bar() as told:
         told("anything", 1, 2)
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with cli._progress() as told:
+    with terminal.progress_bar() as told:
         told("something", 1, 2)
     assert capsys.readouterr().out == ""
 
 
 def test_text_from_reports_is_plain_on_the_terminal():
-    assert cli._plain("largest |[[z]]| of [[sampled|Sampled]] runs") == "largest |z| of Sampled runs"
+    assert terminal.without_marks("largest |[[z]]| of [[sampled|Sampled]] runs") == "largest |z| of Sampled runs"
     for text in ("[[open", "[red]x[/red]", "]]", "[bold]"):
-        assert Text.from_markup(cli._plain(text)).plain == text
+        assert Text.from_markup(terminal.without_marks(text)).plain == text

@@ -402,3 +402,43 @@ def test_distributed_is_refused_by_name(tmp_path) -> None:
             HessianOperator(small(), mse, [digits(10)])
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_fused_attention_forced_by_the_loss_is_refused_with_its_remedy() -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    projection = nn.Linear(4, 4)
+
+    def loss_fn(m, b):
+        q = m(b).reshape(1, 2, 8, 4)
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return nn.functional.scaled_dot_product_attention(q, q, q).square().mean()
+
+    operator = HessianOperator(projection, loss_fn, [torch.randn(16, 4)])
+    with pytest.raises(InvalidArgument, match=r"sdpa_kernel\(SDPBackend\.MATH\)"):
+        operator @ torch.ones(operator.shape[0])
+
+
+def test_other_missing_derivatives_are_refused_and_other_errors_pass() -> None:
+    def failing(message):
+        def loss_fn(m, b):
+            raise RuntimeError(message)
+
+        return HessianOperator(small(), loss_fn, [digits(5)])
+
+    with pytest.raises(InvalidArgument, match="write it with differentiable ones"):
+        failing("derivative for aten::some_backward is not implemented").gradient()
+    with pytest.raises(InvalidArgument, match="before a step"):
+        failing("one of the variables has been modified by an inplace operation").gradient()
+    with pytest.raises(RuntimeError, match="shapes"):
+        failing("mat1 and mat2 shapes cannot be multiplied").gradient()
+
+
+@pytest.mark.parametrize(
+    ("output_fn", "message"),
+    [(lambda m, b: (m(b[0]),), "one tensor"), (lambda m, b: m(b[0]).detach(), "depend on the parameters")],
+)
+def test_outputs_that_cannot_serve_are_refused_by_name(output_fn, message) -> None:
+    operator = GaussNewtonOperator(small(), output_fn, lambda z, b: z.mean(), [digits(5)])
+    with pytest.raises(InvalidArgument, match=message):
+        operator.gradient()

@@ -191,6 +191,38 @@ def test_float32_stays_orthonormal_for_hundreds_of_refreshes() -> None:
     assert error(basis, truth(H, 4)[1]) <= 1e-2
 
 
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3])
+def test_an_operator_that_jumps_is_found_again(tolerance: float) -> None:
+    operator = Switched(matrix(hessian_like(200, 5, 0.1), 1))
+    tracker = SubspaceTracker(operator, 5)
+    tracker.refresh(tolerance)
+    operator.H = matrix(hessian_like(200, 5, 0.1), 2)
+    s = tracker.refresh(tolerance)
+    assert s.converged
+    assert error(s.basis, truth(operator.H, 5)[1]) <= tolerance
+
+
+@pytest.mark.parametrize(
+    "eigenvalues",
+    [
+        -torch.arange(1.0, 41.0, dtype=F64),  # none is positive
+        torch.cat([torch.tensor([3.0, 1.0]), -torch.arange(1.0, 39.0)]).double(),  # λ_k is negative
+        torch.cat([torch.tensor([2.0, 1.0, 0.5, 0.25]), torch.zeros(10), -torch.arange(1.0, 27.0)]).double(),
+        1e-25 * torch.arange(1.0, 41.0, dtype=F64),
+        1e25 * torch.arange(1.0, 41.0, dtype=F64),
+    ],
+)
+def test_indefinite_negative_and_badly_scaled_operators(eigenvalues: Tensor) -> None:
+    H = matrix(eigenvalues)
+    values, reference = truth(H, 4)
+    tracker = SubspaceTracker(H, 4)
+    for _ in range(2):
+        s = tracker.refresh(1e-4)
+        assert s.outcome is SubspaceOutcome.CONVERGED
+        assert error(s.basis, reference) <= 1e-4
+        assert torch.allclose(s.eigenvalues, values[:4], rtol=1e-4)
+
+
 def test_the_residuals_are_those_of_the_explored_ritz_pairs() -> None:
     H = matrix(hessian_like(80, 4, 0.3))
     s = SubspaceTracker(H, 4).refresh(1e-6)
@@ -280,7 +312,7 @@ def test_a_spent_budget_is_an_outcome_and_the_next_refresh_continues() -> None:
         SubspaceTracker(H, 5, max_products=5)
 
 
-@pytest.mark.parametrize("tolerance", [0.0, 1.0, -1.0, float("nan")])
+@pytest.mark.parametrize("tolerance", [0.0, 1.0, -1.0, 1e-6, float("nan")])
 def test_tolerances_out_of_range_are_refused(tolerance: float) -> None:
     with pytest.raises(InvalidArgument, match="tolerance"):
         SubspaceTracker(torch.eye(5), 2).refresh(tolerance)
@@ -332,16 +364,19 @@ def test_a_goal_stops_earlier_and_its_quantity_is_within_the_noise() -> None:
 
     operator, noise = Switched(start), 0.01
     plain, aimed = SubspaceTracker(operator, 5), SubspaceTracker(operator, 5)
-    costs, outcomes = [0, 0], []
-    for H in drifting(start, 12, 0.3):
+    costs, outcomes, effects = [0, 0], [], []
+    for H in drifting(start, 20, 0.1):
         operator.H = H
         costs[0] += plain.refresh(1e-3).products
         s = aimed.refresh(1e-3, goal=Goal(alignment, noise))
         costs[1] += s.products
         outcomes.append(s.outcome)
-        assert abs(float(alignment(s.basis) - alignment(truth(H, 5)[1]))) <= 2 * noise
-    assert SubspaceOutcome.GOAL in outcomes
-    assert costs[1] < costs[0]
+        effects.append(abs(float(alignment(s.basis) - alignment(truth(H, 5)[1]))) / noise)
+    assert outcomes[0] is SubspaceOutcome.CONVERGED  # a cold start ignores the goal: later refreshes live off it
+    assert outcomes.count(SubspaceOutcome.GOAL) >= 10
+    assert sorted(effects)[17] <= 1
+    assert max(effects) <= 3
+    assert costs[1] < 0.8 * costs[0]
 
 
 def test_the_tracker_draws_from_a_stream_of_its_own() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -62,6 +63,8 @@ def check_file(path: str | Path) -> list[Check]:
         InvalidFile: The file cannot be read, or a field is missing, malformed or too large to decide.
     """
     content = _loaded(Path(path))
+    if isinstance(content, dict) and "sections" in content:
+        content = _audit_of(content)
     if isinstance(content, dict) and "verdicts" in content:
         content = cast(Fields, content)["verdicts"]
     if isinstance(content, dict):
@@ -76,6 +79,15 @@ def check_file(path: str | Path) -> list[Check]:
         if "counterexample" in verdict or verdict.get("verdict") == "refuted":
             found.append(_checked(cast(Fields, verdict), place))
     return found
+
+
+def _audit_of(results: Fields) -> Any:
+    """The audit inside the ``results.json`` of a reproduction."""
+    sections = results["sections"] if isinstance(results["sections"], list) else []
+    found = [section for section in sections if isinstance(section, dict) and section.get("name") == "audit"]
+    if len(found) != 1 or not isinstance(found[0].get("data"), dict):
+        raise InvalidFile("sections", f"{len(sections)} of them", "needs one named audit, with its data")
+    return found[0]["data"]
 
 
 def _loaded(path: Path) -> Any:
@@ -97,8 +109,8 @@ def _loaded(path: Path) -> Any:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> Fields:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        repeated = next(key for key in fields if sum(key == other for other, _ in pairs) > 1)
-        raise InvalidFile(repeated, "twice", "give each key once")
+        repeated, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise InvalidFile("key", repeated, "stands twice; give each key once")
     return fields
 
 

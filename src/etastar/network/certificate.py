@@ -15,6 +15,7 @@ from etastar.network.explored import Model
 
 __all__ = ["ErrorEstimate", "angle_bound", "eigenvalue_shift"]
 
+_LARGEST = 2.0  # a response: more is a direction that changed sides, which says nothing about the rest
 _MEMORY = 3  # products of a kind that its response is taken from
 _SAFETY = 4.0  # on the squared error
 
@@ -49,7 +50,7 @@ class ErrorEstimate:
     @property
     def first_responses(self) -> Tensor:
         """κ of the first products of each kind, mixed with what was assumed: for the next refresh to begin with."""
-        return 0.5 * (self._before + self._ratios(slice(_MEMORY)).clamp(max=1.0))
+        return 0.5 * (self._before + self._ratios(slice(_MEMORY)))
 
     def answered(self, kind: int, explored: float, move: float) -> None:
         """One direction was explored.
@@ -70,7 +71,7 @@ class ErrorEstimate:
         for kind, answers in enumerate(self._answers):
             explored, move = (sum(part) for part in zip(*answers[which], strict=True)) if answers else (0.0, 0.0)
             if explored > 0:
-                ratios[kind] = move / explored
+                ratios[kind] = min(move / explored, _LARGEST)
         return ratios
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 __all__ = ["ExploredSpace", "Model", "SymmetricOperator"]
 
-_CEILING = 0.6  # of λ_k: a guess close to λ_k would turn a new direction into a top eigenvector of its own
+_MARGIN = 0.4  # of |λ_k| that a guess stays below λ_k: or a new direction would turn into a top eigenvector itself
 
 
 class SymmetricOperator(Protocol):
@@ -146,7 +146,7 @@ class ExploredSpace:
         self._scale = max(self._scale, float(known.norm(dim=0).max()))
         turn, coupling = self._significant(known[self.size :])
         kind = int(self.parts(directions).argmax())
-        quotient = 0.0 if kind == 0 else float((directions * known[: self.size]).sum())
+        quotient = 0.0 if kind == 0 else float((directions * known[: self.size]).sum()) / directions.shape[1]
         coordinates = torch.cat([known[: self.size], coupling])
         self._append(new @ turn.to(new), quotient, 1 if kind == 0 else 2)
         self._explored = torch.cat([self.extended(self._explored), self.extended(directions)], 1)
@@ -168,10 +168,10 @@ class ExploredSpace:
         known = explored.mT @ images
         ritz_values, mixing = _descending(known)
         ritz_vectors = explored @ mixing
-        ceiling = max(_CEILING * float(ritz_values[min(rank, count) - 1]), 0.0)
-        values = torch.where(self.kinds == 0, self._values, self._values.clamp(max=ceiling))
+        least = float(ritz_values[min(rank, count) - 1])
+        guesses = torch.where(self.kinds == 0, self._values, self._values.clamp(max=least - _MARGIN * abs(least)))
         rest = torch.linalg.qr(explored, mode="complete")[0][:, count:]
-        guess = rest.mT @ (values[:, None] * rest)
+        guess = rest.mT @ (guesses[:, None] * rest)
         coupling = rest.mT @ images
         values, vectors = _descending(torch.cat([torch.cat([known, coupling.mT], 1), torch.cat([coupling, guess], 1)]))
         residuals = images @ mixing - ritz_vectors * ritz_values

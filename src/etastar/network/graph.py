@@ -30,7 +30,7 @@ __all__ = [
 
 Pieces = Sequence[Tensor | None]
 
-_ENDS = ("Error", "DelayedError", "NotImplemented")
+_ENDS = ("Error", "DelayedError")
 
 
 class Graph(Protocol):

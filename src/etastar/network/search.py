@@ -117,7 +117,8 @@ class Search:
         assert self.model is not None  # noqa: S101
         if self.space.size > self.space.products:
             rest = self.space.outside(self.model.vectors)
-            return self._unit(rest[:, int((rest.norm(dim=0) > math.sqrt(0.5)).int().argmax()), None])
+            sizes = rest.norm(dim=0)
+            return self._unit(rest[:, int((sizes > 0.5 * sizes.max()).int().argmax()), None])
         if not self.space.widen(self._scout()):
             return None
         return torch.eye(self.space.size, dtype=torch.float64)[:, -1:]

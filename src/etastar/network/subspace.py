@@ -135,18 +135,19 @@ class SubspaceTracker:
 
         Args:
             tolerance: Error to stop at, estimated: the root mean square sine of the principal angles to the truth.
-            goal: Stop earlier where what is left matters less than this goal's noise.
+            goal: Stop a warm refresh earlier, where what is left matters less than this goal's noise.
 
         Raises:
-            InvalidArgument: A tolerance outside (0, 1), or whatever the operator refuses.
+            InvalidArgument: A tolerance of 1 or more, or of round-off, or whatever the operator refuses.
         """
-        if not 0 < tolerance < 1:
-            raise InvalidArgument("tolerance", tolerance, "must lie between 0 and 1")
+        least = 128 * torch.finfo(self.operator.dtype).eps
+        if not least <= tolerance < 1:
+            raise InvalidArgument(
+                "tolerance", tolerance, f"must lie between {least:.1e} and 1 in {self.operator.dtype}"
+            )
         held: Callable[[], AbstractContextManager[object]] = getattr(self.operator, "held", nullcontext)
         with held():
-            search, stop, spent = (
-                self._warm(tolerance, goal) if self._carried is not None else self._cold(tolerance, goal)
-            )
+            search, stop, spent = self._warm(tolerance, goal) if self._carried is not None else self._cold(tolerance)
         if stop is Stop.NOT_FINITE or search.model is None:
             return self._not_finite(spent)
         self._remember(search, search.model)
@@ -160,7 +161,7 @@ class SubspaceTracker:
         stop = search.run(self.rank, least, self._max_products, tolerance, goal)
         return search, stop, space.products
 
-    def _cold(self, tolerance: float, goal: Goal | None) -> tuple[Search, Stop, int]:
+    def _cold(self, tolerance: float) -> tuple[Search, Stop, int]:
         """Lanczos from a few random vectors; from more, where as many eigenvalues as those come out equal.
 
         From s vectors no more than s copies of a multiple eigenvalue can be found: fewer prove it complete.
@@ -171,7 +172,7 @@ class SubspaceTracker:
             space = ExploredSpace(self.operator, vectors, self._values[:0])
             search = Search(space, self.rank, _RESPONSES, self._random)
             least = min(self.rank + 1, size)
-            stop = search.run(start, least, self._max_products - spent, _COLD * tolerance, goal)
+            stop = search.run(start, least, self._max_products - spent, _COLD * tolerance, None)
             spent += space.products
             if stop in (Stop.NOT_FINITE, Stop.BUDGET) or search.model is None or start == size:
                 return search, stop, spent
@@ -204,7 +205,8 @@ class SubspaceTracker:
             raise InvalidArgument("state", state, "must come from SubspaceTracker.state_dict()") from None
         if carried is not None:
             size, dtype = self.operator.shape[0], self.operator.dtype
-            if carried.ndim != 2 or carried.shape[0] != size or carried.shape[1] < self.rank or carried.dtype != dtype:
+            fits = carried.ndim == 2 and carried.shape[0] == size and carried.shape[1] == values.numel() >= self.rank
+            if not fits or carried.dtype != dtype:
                 allowed = f"must carry {self.rank} vectors of {size} entries, {dtype}"
                 raise InvalidArgument("state", f"{tuple(carried.shape)}, {carried.dtype}", allowed)
             carried = carried.to(self.operator.device, copy=True)

@@ -294,4 +294,4 @@ def _describe(first: int, turns: list[Turn], complete: bool, stability: str, lim
         text += f", towards {limit:.4g}"
     if stability != "stable":
         text += f" ({stability} step: energies grow without bound)"
-    return text if complete else text + "; turns by search, none proved absent"
+    return text if complete else f"{text} (turns found by search: others are not ruled out)"

@@ -12,7 +12,7 @@ from typing import Any
 from etastar.claims import Verdict
 from etastar.report import Check, Column, Section, Table
 
-__all__ = ["audit_json", "audit_section", "short_counterexample"]
+__all__ = ["AUDIT_HEADS", "audit_json", "audit_rows", "audit_section", "short_counterexample"]
 
 _FORMS = {"printed": "as printed", "printed-appendix": "as printed (appendix)", "corrected": "corrected"}
 
@@ -32,8 +32,12 @@ def audit_section(verdicts: Sequence[Verdict]) -> Section:
         f"{len(holding)} statements hold on every instance tried; as printed these: {as_printed or 'none of them'}. "
         f"{len(refuted)} fail as printed, {exact} of them by a [[certified]] counterexample; a corrected form of each "
         f"holds.{f' {len(vacuous)} are [[vacuous]].' if vacuous else ''}",
-        "The refuted statements are details of a good paper: bounds printed upside down, a power of λ, limits taken "
-        "in the wrong order. Its picture stands: a critical step size, two phases, thresholds that part the subspaces.",
+        "The refuted statements are details of a good paper: bounds printed upside down, a power of λ, limits in "
+        "the wrong order. Its picture stands: a critical step size, two phases, thresholds that part the subspaces.\n"
+        "Symbols: s_S = ‖Sg‖² and s = ‖g‖², τ_S = ⟨Sg, Hg⟩, e_S = tr(SHΣH), n_S = tr(SHΣ) for S = D (dominant) or "
+        "B (bulk); a_S = τ_S/s_S, κ_i² noise variances, s_min and s_max the extreme ones, ψ_S = Σ_S λ², Tr_S = Σ_S κ², "
+        "ρ = k/(d − k), r = λ_k/λ_{k+1}, β_i = ηκ_i²/(2λ_i − ηλ_i²), ϱ_D = Σ_D(x_i² − β_i), m = s(λ₁² − λ_d²), "
+        "A = s_min·ψ_B, h = s_max·ψ_D; θ* and g_gap are the paper's borders (T4, T3).",
         [
             Check(
                 f"every verdict is the one that the proofs lead to expect ({tried:,} instances decided)",
@@ -49,6 +53,16 @@ def audit_section(verdicts: Sequence[Verdict]) -> Section:
 def audit_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     """The verdicts as plain JSON values."""
     return json.loads(json.dumps([verdict.to_json() for verdict in verdicts], allow_nan=False))
+
+
+AUDIT_HEADS = ["claim", "form", "verdict (instances)", "kind", "counterexample, dominant | bulk"]
+
+
+def audit_rows(verdicts: Sequence[Verdict]) -> list[list[str]]:
+    """The verdicts as rows under `AUDIT_HEADS`: what holds first."""
+    ordered = sorted(verdicts, key=lambda v: ("holds", "vacuous", "refuted").index(v.verdict))
+    words = {"holds": "holds on", "refuted": "refuted after", "vacuous": "vacuous in"}
+    return [[v.claim, v.form, f"{words[v.verdict]} {v.instances:,}", v.kind, short_counterexample(v)] for v in ordered]
 
 
 def short_counterexample(verdict: Verdict) -> str:

@@ -86,6 +86,7 @@ class LabAnswer:
         with np.errstate(divide="ignore", invalid="ignore"):  # a threshold may be zero, or none
             over_dominant, over_bulk = curve.step_size / bounds.dominant, curve.step_size / bounds.bulk
         picked = np.union1d(np.linspace(0, last, min(most, last + 1)).round().astype(int), turns)
+        picked = picked[np.isfinite(curve.loss[picked])]  # beyond float64 there is nothing to show
         return [
             [
                 f"{curve.times[i]:,}",

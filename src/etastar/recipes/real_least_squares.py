@@ -107,7 +107,7 @@ def real_section(quick: bool, seed: int) -> Section:
             Check(
                 f"{name}: the alignment falls, then rises to its stationary value",
                 bool(phases.turns) and phases.turns[0][1] == "min",
-                phases.shape.partition(";")[0],
+                phases.shape.partition(" (")[0],
             )
         )
         data[name] = {

@@ -15,6 +15,7 @@ from etastar.history import History
 from etastar.network.meter import AlignmentMeter
 from etastar.recipes.networks import LossName, Network, load_network
 from etastar.report import COLOURS, Figure, Line, Panel, Section, render_html, render_png, run_section
+from etastar.uncertainty import Estimate
 
 __all__ = ["TrainedRun", "TrainingPlan", "train", "write_run"]
 
@@ -57,6 +58,13 @@ class TrainedRun:
     training_loss: list[float]
     held_out_loss: list[float]
     skipped: list[tuple[int, str]]
+
+    def rows(self, most: int = 16) -> list[list[str]]:
+        """Formatted rows: step, θ, η* with its interval, verdict; thinned to about `most`."""
+        return [
+            [f"{row.step:,}", f"{row.alignment.value:.4f}", _interval(row.critical_step_size), row.verdict]
+            for row in list(self.history)[:: max(1, len(self.history) // most)]
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; null where a number does not exist."""
@@ -164,6 +172,12 @@ def _loss_section(run: TrainedRun) -> Section:
         f"The training loss ends at {run.training_loss[-1]:.4g}, the held-out loss at {run.held_out_loss[-1]:.4g}.",
         figures=[Figure("losses", "Over all samples of each set.", [panel])],
     )
+
+
+def _interval(estimate: Estimate) -> str:
+    if not estimate.resolved:
+        return "unresolved"
+    return f"{estimate.value:.4g} ({estimate.low:.4g} to {estimate.high:.4g})"
 
 
 def _plain(value: Any) -> Any:

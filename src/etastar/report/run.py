@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from etastar.errors import InvalidArgument
-from etastar.files import write_bytes, write_text
+from etastar.files import write_together
 from etastar.history import History
 from etastar.report.document import Column, Section, Table, render_html
 from etastar.report.figures import COLOURS, Band, Figure, Line, Mark, Panel
@@ -26,10 +26,15 @@ def run(history: History, out: str | Path) -> list[Path]:
         InvalidFile: A directory that cannot be written.
     """
     section = run_section(history)
-    page, picture = Path(out) / "run.html", Path(out) / "run.png"
-    write_bytes(picture, render_png(section.figures[0]))
-    write_text(page, render_html("A run, measured", "The [[alignment]] and the steps that matter.", [section]))
-    return [picture, page]
+    picture = render_png(section.figures[0])
+    page = render_html("A run, measured", "The [[alignment]] and the steps that matter.", [section])
+    return write_together(
+        out,
+        {
+            "run.png": lambda path: path.write_bytes(picture),
+            "run.html": lambda path: path.write_text(page, encoding="utf-8"),
+        },
+    )
 
 
 def run_section(history: History) -> Section:
