@@ -22,7 +22,9 @@ from etastar.network.graph import (
     Graph,
     HessianGraph,
     graph_bytes,
+    is_unstackable,
     named_errors,
+    refuse_not_finite,
     refuse_once_differentiable,
 )
 from etastar.network.isolation import refuse_distributed, undisturbed
@@ -170,7 +172,7 @@ class CurvatureOperator(ABC):
             with undisturbed(self.model, self.device, self._batches.source, self._training), named_errors("loss_fn"):
                 yield self._graphs(losses)
                 if finite:
-                    _refuse_not_finite(torch.stack(losses))
+                    refuse_not_finite(torch.stack(losses))
         except BaseException:
             if self._held:
                 self._held.clear()
@@ -207,7 +209,7 @@ class CurvatureOperator(ABC):
             try:
                 pieces = graph.product(split(rows[:, part]), True)
             except RuntimeError as error:
-                if not _is_unstackable(error):
+                if not is_unstackable(error):
                     raise
                 self._stackable = False
                 break
@@ -305,17 +307,5 @@ def _add(target: list[Tensor], pieces: Sequence[Tensor | None], weight: float) -
             part.add_(piece, alpha=weight)
 
 
-def _is_unstackable(error: RuntimeError) -> bool:
-    return any(sign in str(error).lower() for sign in ("vmap", "batching rule"))
-
-
 def _stamp(tensors: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
     return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
-
-
-def _refuse_not_finite(losses: Tensor) -> None:
-    if not bool(torch.isfinite(losses).all()):
-        value = losses[~torch.isfinite(losses)][0].item()
-        raise InvalidArgument(
-            "loss_fn", value, "a loss that is not finite has no curvature: the run diverged, or log(0)"
-        )

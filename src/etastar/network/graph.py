@@ -23,8 +23,10 @@ __all__ = [
     "HessianGraph",
     "checked_loss",
     "graph_bytes",
+    "is_unstackable",
     "named_errors",
     "nodes_of",
+    "refuse_not_finite",
     "refuse_once_differentiable",
 ]
 
@@ -163,6 +165,19 @@ def refuse_once_differentiable(graph: Graph) -> None:
     if any(type(node).__name__ in _ENDS for node in nodes_of(graph.roots)):
         remedy = "its double backward is missing; write it with differentiable operations"
         raise InvalidArgument("loss_fn", "a function marked once_differentiable", remedy)
+
+
+def refuse_not_finite(losses: Tensor) -> None:
+    """Refuse losses, ``(batches,)``, of which one is NaN or infinite."""
+    if not bool(torch.isfinite(losses).all()):
+        value = losses[~torch.isfinite(losses)][0].item()
+        remedy = "a loss that is not finite has no curvature: the run diverged, or log(0)"
+        raise InvalidArgument("loss_fn", value, remedy)
+
+
+def is_unstackable(error: RuntimeError) -> bool:
+    """Whether a stacked backward failed for being stacked: an operation that vmap cannot follow."""
+    return any(sign in str(error).lower() for sign in ("vmap", "batching rule"))
 
 
 def graph_bytes(build: Callable[[], object], exclude: Sequence[Tensor]) -> int:

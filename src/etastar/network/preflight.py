@@ -49,38 +49,34 @@ def preflight(
     Returns:
         The findings; ``report.ok`` says whether curvature may be used, ``report.require()`` raises where not.
     """
-    findings: list[Finding] = []
+    found: list[Finding] = []
     try:
-        for found in _findings(model, loss_fn, batches, parameters, training, count):
-            findings.append(found)
-    except InvalidArgument as error:
-        findings.append(Finding(error.name, Severity.REFUSED, str(error.value), error.allowed))
-    return PreflightReport(tuple(sorted(findings, key=lambda finding: _ORDER.index(finding.severity))))
+        _check(found, model, loss_fn, batches, parameters, training, count)
+    except InvalidArgument as error:  # what ends the checks is a finding too
+        found.append(Finding(error.name, Severity.REFUSED, str(error.value), error.allowed))
+    return PreflightReport(tuple(sorted(found, key=lambda finding: _ORDER.index(finding.severity))))
 
 
-def _findings(
+def _check(
+    found: list[Finding],
     model: nn.Module,
     loss_fn: Callable[[Any, Any], Tensor],
     batches: Iterable[Any],
     parameters: Sequence[str] | str | None,
     training: bool | None,
     count: Count | None,
-) -> Iterator[Finding]:
-    found = list(inspect_model(model, training))
-    yield from found
+) -> None:
+    found += inspect_model(model, training)
     refuse_distributed()
     vector = ParameterVector.of(model, parameters)
-    found += (hooks := list(inspect_parameters(model, vector)))
-    yield from hooks
+    found += inspect_parameters(model, vector)
     with undisturbed(model, vector.device, batches, training):
-        found += (changing := list(_changing(batches, count)))
-    yield from changing
+        found += _changing(batches, count)
     operator = HessianOperator(model, loss_fn, batches, parameters, training=training, count=count)
     dropping = any(finding.name == "dropout in training mode" for finding in found)
-    found += (evaluated := list(_evaluate(operator, loss_fn, training, dropping)))
-    yield from evaluated
+    found += _evaluate(operator, loss_fn, training, dropping)
     if not any(finding.severity is Severity.REFUSED for finding in found):
-        yield from _products(operator, kinked=any(finding.name == "kinked functions" for finding in found))
+        found += _products(operator, kinked=any(finding.name == "kinked functions" for finding in found))
 
 
 def _changing(batches: Iterable[Any], count: Count | None) -> Iterator[Finding]:

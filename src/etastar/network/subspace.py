@@ -88,6 +88,8 @@ class Subspace:
 class SubspaceTracker:
     """Follows the top k eigenvectors of an operator, by algebraic value, from refresh to refresh.
 
+    Between refreshes it holds `carry` vectors of P entries; during one, as many more as it spends products.
+
     Args:
         operator: The curvature: a square tensor, or an object with ``shape``, ``dtype``, ``device`` and ``@``.
         rank: k, at least 1 and less than P.
