@@ -156,7 +156,7 @@ def sample_dimension() -> Row:
 
 
 def simulate_rate() -> Row:
-    """Stepping with state-dependent steps, against the rate at which NumPy's own generator fills normals on the same core."""
+    """Stepping with state-dependent steps, against the rate at which NumPy's own generator fills normals."""
     d, replicas, steps = 10_000, 64, 25
     problem = Quadratic(Spectrum.power_law(d, 10, 1.0, 100.0), Noise.isotropic(0.01))
     gradient = problem.gradient_at(np.ones(d))

@@ -17,19 +17,27 @@ except ImportError as error:
 from etastar.network.curvature import GaussNewtonOperator, HessianOperator
 from etastar.network.explored import SymmetricOperator
 from etastar.network.findings import Finding, PreflightReport, Severity
+from etastar.network.gauge import GaugeOutcome, GaugePart, GaugeSummary, StepGauge
+from etastar.network.meter import AlignmentMeter, MeterHandle
 from etastar.network.parameters import ParameterVector
 from etastar.network.preflight import preflight
 from etastar.network.search import Goal
 from etastar.network.subspace import Subspace, SubspaceOutcome, SubspaceTracker
 
 __all__ = [
+    "AlignmentMeter",
     "Finding",
+    "GaugeOutcome",
+    "GaugePart",
+    "GaugeSummary",
     "GaussNewtonOperator",
     "Goal",
     "HessianOperator",
+    "MeterHandle",
     "ParameterVector",
     "PreflightReport",
     "Severity",
+    "StepGauge",
     "Subspace",
     "SubspaceOutcome",
     "SubspaceTracker",
