@@ -188,3 +188,11 @@ def test_a_single_replicate_is_no_interval():
 
     with pytest.raises(InvalidArgument, match="values"):
         mean_of([1.0])
+
+
+def test_rolling_windows_end_at_each_measurement():
+    seen = [Measurement(t, 0.1, moments(dominant=(1.0 + t, 4.0, 16.0))) for t in range(5)]
+    windows = History(seen).rolling(3)
+    assert [row.step for row in windows] == [2, 3, 4]
+    assert windows[1].alignment.value == History(seen[:4]).window(3).alignment.value
+    assert len(History(seen[:2]).rolling(3)) == 0

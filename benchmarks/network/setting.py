@@ -33,9 +33,9 @@ def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return 0.5 * (model(batch[0]) - batch[1]).square().sum(1).mean()
 
 
-def operator(model: nn.Module, batch: tuple[Tensor, Tensor], size: int = 600) -> HessianOperator:
-    x, y = batch
-    return HessianOperator(model, loss_fn, [(x[i : i + size], y[i : i + size]) for i in range(0, len(x), size)])
+def operator(model: nn.Module, batch: tuple[Tensor, Tensor]) -> HessianOperator:
+    """All samples in one batch, as the peers get them."""
+    return HessianOperator(model, loss_fn, [batch])
 
 
 def checkpoints(spacing: int, count: int) -> Iterator[Tensor]:

@@ -73,6 +73,10 @@ class History:
             provenance={**rows[-1].provenance, "window": count},
         )
 
+    def rolling(self, count: int) -> History:
+        """Windows of `count` measurements, one ending at each measurement from the `count`-th on; as `window`."""
+        return History([History(self._measurements[: end + 1]).window(count) for end in range(count - 1, len(self))])
+
     def columns(self) -> dict[str, np.ndarray[Any, Any]]:
         """One array per quantity, each of shape ``(len,)``: values, and ``_low``/``_high`` of their intervals."""
         table: dict[str, list[Any]] = {"step": [], "step_size": [], "regime": []}

@@ -31,3 +31,12 @@ def test_page_and_picture_are_written(history, tmp_path):
 def test_an_empty_history_is_refused():
     with pytest.raises(InvalidArgument, match="history: got 0; is empty"):
         run_section(History())
+
+
+def test_long_histories_are_judged_by_windows(history):
+    rows = list(history)
+    long = History([Measurement(t, 0.05, rows[t % 5].moments, 8) for t in range(12)])
+    section = run_section(long, window=4)
+    assert len(section.tables[0].rows) == 9
+    assert section.tables[0].rows[0][2] == long.rolling(4)[0].verdict
+    assert "windows of 4 measurements" in section.figures[0].caption

@@ -59,11 +59,12 @@ class TrainedRun:
     held_out_loss: list[float]
     skipped: list[tuple[int, str]]
 
-    def rows(self, most: int = 16) -> list[list[str]]:
-        """Formatted rows: step, θ, η* with its interval, verdict; thinned to about `most`."""
+    def rows(self, most: int = 16, window: int = 8) -> list[list[str]]:
+        """Formatted rows of windows of measurements: step, θ, η* with its interval, verdict; about `most` of them."""
+        shown = self.history.rolling(window) if len(self.history) > window else self.history
         return [
             [f"{row.step:,}", f"{row.alignment.value:.4f}", _interval(row.critical_step_size), row.verdict]
-            for row in list(self.history)[:: max(1, len(self.history) // most)]
+            for row in list(shown)[:: max(1, len(shown) // most)]
         ]
 
     def to_json(self) -> dict[str, Any]:

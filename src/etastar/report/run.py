@@ -16,6 +16,12 @@ from etastar.report.png import render_png
 __all__ = ["run", "run_section"]
 
 _VERDICTS_SHOWN = 40
+_LEAST_SHOWN = 0.05  # of the value: where a band is cut, since a logarithmic axis has no zero
+_COLUMNS = [
+    Column("step", "steps taken before the (last) measurement"),
+    Column("regime", "how the alignment responds to the step size", numeric=False),
+    Column("verdict", "which subspace still descends, which has equilibrated, what limits it", numeric=False),
+]
 
 
 def run(history: History, out: str | Path) -> list[Path]:
@@ -37,47 +43,48 @@ def run(history: History, out: str | Path) -> list[Path]:
     )
 
 
-def run_section(history: History) -> Section:
-    """The same as a section of a larger report."""
+def run_section(history: History, window: int = 8) -> Section:
+    """The same as a section of a larger report.
+
+    A single state of a stationary run wanders widely about η/η_S = 1, so that verdicts are those of windows: moments
+    averaged over `window` measurements before any ratio is formed. Shorter histories show their measurements alone.
+    """
     if len(history) == 0:
         raise InvalidArgument("history", 0, "is empty: nothing was measured")
-    columns = history.columns()
-    step = columns["step"]
+    smooth = history.rolling(window) if len(history) > window else history
+    alone, averaged = history.columns(), smooth.columns()
 
-    def with_band(name: str, label: str, colour: str) -> list[Mark]:
-        band = Band(step, columns[f"{name}_low"], columns[f"{name}_high"], "", colour)
-        return [band, Line(step, columns[name], label, colour, 2.0)]
+    def curves(name: str, label: str, colour: str) -> list[Mark]:
+        value, low, high = (averaged[f"{name}{end}"] for end in ("", "_low", "_high"))
+        band = Band(averaged["step"], np.maximum(low, _LEAST_SHOWN * value), high, "", colour)
+        thin = Line(alone["step"], alone[name], "", colour, 0.8, opacity=0.45)
+        return [band, thin, Line(averaged["step"], value, label, colour, 2.0)]
 
-    alignment = Panel("step", "alignment θ", with_band("alignment", "θ", COLOURS["exact"]), y_range=(-0.02, 1.02))
+    alignment = Panel("step", "alignment θ", curves("alignment", "θ", COLOURS["exact"]), y_range=(-0.02, 1.02))
     steps = Panel(
         "step",
         "step size",
         [
-            *with_band("critical_step_size", "critical step size η*", COLOURS["critical"]),
-            *with_band("threshold_dominant", "dominant threshold η_D", COLOURS["dominant"]),
-            *with_band("threshold_bulk", "bulk threshold η_B", COLOURS["bulk"]),
-            Line(step, columns["step_size"], "η in use", COLOURS["exact"], 1.6, "dash"),
+            *curves("critical_step_size", "critical step size η*", COLOURS["critical"]),
+            *curves("threshold_dominant", "dominant threshold η_D", COLOURS["dominant"]),
+            *curves("threshold_bulk", "bulk threshold η_B", COLOURS["bulk"]),
+            Line(alone["step"], alone["step_size"], "η in use", COLOURS["exact"], 1.6, "dash"),
         ],
         y_scale="log",
     )
-    picked = np.unique(np.linspace(0, len(history) - 1, min(len(history), _VERDICTS_SHOWN)).round().astype(int))
-    rows = [[f"{history[i].step:,}", history[i].regime.name, history[i].verdict] for i in picked.tolist()]
-    table = Table(
-        [
-            Column("step", "steps taken before the measurement"),
-            Column("regime", "how the alignment responds to the step size", numeric=False),
-            Column("verdict", "which subspace still descends, which has equilibrated, what limits it", numeric=False),
-        ],
-        rows,
+    picked = np.unique(np.linspace(0, len(smooth) - 1, min(len(smooth), _VERDICTS_SHOWN)).round().astype(int))
+    rows = [[f"{smooth[i].step:,}", smooth[i].regime.name, smooth[i].verdict] for i in picked.tolist()]
+    drawn = (
+        f"windows of {window} measurements (thick, with bands), single ones (thin)"
+        if smooth is not history
+        else "alone"
     )
-    last = history[len(history) - 1]
+    last = smooth[len(smooth) - 1]
     return Section(
         "run",
         f"{len(history)} measurements",
-        f"At the last one, step {last.step:,}: {last.verdict}.",
-        figures=[
-            Figure("run", "Values with their intervals (bands), and the step in use (dashed).", [alignment, steps])
-        ],
-        tables=[table],
+        f"At the end, step {last.step:,}: {last.verdict}.",
+        figures=[Figure("run", f"Measurements: {drawn}; the step in use (dashed).", [alignment, steps])],
+        tables=[Table(_COLUMNS, rows)],
         data={"measurements": len(history)},
     )
