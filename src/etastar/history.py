@@ -63,6 +63,7 @@ class History:
             raise InvalidArgument("count", count, f"must be between 2 and the {len(self)} measurements there are")
         rows = self._measurements[-count:]
         means = [row.moments if row.moments.shape == () else row.moments.mean(0) for row in rows]
+        shifts = [float(row.certificate[key]) for row in rows if (key := "third_derivative_shift") in row.certificate]
         known = [row.recoverable for row in rows if row.recoverable is not None]
         return Measurement(
             step=rows[-1].step,
@@ -70,6 +71,7 @@ class History:
             moments=SplitMoments.stack(means),
             batch_size=rows[-1].batch_size,
             recoverable=np.array([float(np.mean(value)) for value in known]) if len(known) == count else None,
+            certificate={"third_derivative_shift": float(np.median(shifts))} if shifts else {},
             provenance={**rows[-1].provenance, "window": count},
         )
 

@@ -27,6 +27,7 @@ __all__ = ["Measurement", "ThresholdEstimates", "decode", "encode"]
 Array = npt.NDArray[np.float64]
 Plain = str | int | float | bool
 _EQUILIBRATED = (0.8, 1.25)  # η/η_S inside this band counts as equilibrated
+_TRUSTED_SHIFT = 0.2  # on two small networks, real steps turned the alignment at η* below it, and nowhere above it
 _SPELT_OUT = ("nan", "inf", "-inf")  # JSON has no numbers for them
 
 
@@ -120,6 +121,11 @@ class Measurement:
     def step_budget(self) -> StepBudget:
         """The step budget at the mean moments; noise scales take one sample for a batch where none is given."""
         return step_budget(self._mean, self.step_size, self.batch_size or 1)
+
+    @property
+    def expansion_holds(self) -> bool:
+        """Whether the third derivative moves η* by little, as far as it was measured; else η* is not to be trusted."""
+        return float(self.certificate.get("third_derivative_shift", 0.0)) <= _TRUSTED_SHIFT
 
     @property
     def verdict(self) -> str:

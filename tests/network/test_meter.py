@@ -58,7 +58,9 @@ def trained(model, steps, data, lr=0.2, momentum=0.0, meter=None, seed=3):
 
 def test_a_measurement_meets_dense_algebra():
     model, parts = small_net().eval(), batches(120, 50)
-    meter = AlignmentMeter(model, squared, parts, rank=3, tolerance=1e-8, probes=300, training=False)
+    meter = AlignmentMeter(
+        model, squared, parts, rank=3, tolerance=1e-8, probes=300, training=False, third_derivative=False
+    )
     seen = meter.measure(step_size=0.1, batch_size=16)
     operator = HessianOperator(model, squared, parts, training=False)
     H = operator @ torch.eye(operator.shape[0], dtype=torch.float64)

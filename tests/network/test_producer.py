@@ -188,3 +188,27 @@ def test_models_that_cannot_be_vectorised_are_looped_over(regression):
     g = X * (X @ model.inner.weight.detach()[0] - y)[:, None]
     deviation = (g - g.mean(0)) @ exact_basis(X).vectors
     np.testing.assert_allclose(produced.moments.dominant.noise.zeroth, deviation.square().sum() / N / B, rtol=1e-9)
+
+
+def test_the_third_derivative_is_that_of_a_cubic_loss_and_zero_on_a_quadratic(regression):
+    model, batches, X, _ = regression
+    operator = HessianOperator(model, squared, batches)
+    plain = training_moments(operator, squared, exact_basis(X), B, probes=4)
+    bent = training_moments(operator, squared, exact_basis(X), B, probes=4, third_step=0.1)
+    np.testing.assert_allclose(bent.moments.bulk.signal.second, plain.moments.bulk.signal.second, rtol=1e-9)
+    assert bent.third_shift < 1e-9
+
+    def cubic(module, batch):
+        residual = module(batch[0])[:, 0] - batch[1]
+        return (0.5 * residual.square() + residual**3 / 60).mean()
+
+    operator = HessianOperator(model, cubic, batches)
+    g = operator.gradient()
+    basis = exact_basis(X)
+    plain = training_moments(operator, cubic, basis, B, probes=4)
+    bent = training_moments(operator, cubic, basis, B, probes=4, third_step=1e-3)
+    third = (X @ g).square() @ X / (10 * N)  # T[g, g] of the cubic
+    added = bent.moments.dominant.signal.second - plain.moments.dominant.signal.second
+    P = basis.vectors @ basis.vectors.T
+    np.testing.assert_allclose(added, float((P @ g) @ third), rtol=1e-5)
+    assert bent.third_shift > 0

@@ -56,6 +56,8 @@ class AlignmentMeter:
         tolerance: Error of the basis asked for at each refresh, ‖(I − VVᵀ)V*‖_F/√k.
         probes: Noise probes of the bulk (training); one product each.
         replace: Whether mini-batches are drawn with replacement (training).
+        third_derivative: Whether second moments take in the third derivative over the step (training): without it η*
+            can be confidently wrong where the loss is far from quadratic. Two gradients for each probe and one more.
         parameters: Names or prefixes to restrict to.
         training: Mode to evaluate in: False for evaluation mode, None for each module as it is.
         seed: Of the tracker and the probes.
@@ -78,6 +80,7 @@ class AlignmentMeter:
         tolerance: float = 1e-2,
         probes: int = 8,
         replace: bool = True,
+        third_derivative: bool = True,
         parameters: list[str] | str | None = None,
         training: bool | None = None,
         seed: int = 0,
@@ -91,7 +94,7 @@ class AlignmentMeter:
         self.history = History()
         self.skipped: list[tuple[int, str]] = []
         self._tolerance, self._probes, self._replace, self._seed = tolerance, probes, replace, seed
-        self._training = training
+        self._training, self._third = training, third_derivative
         batches = list(curvature_batches)
         self.operator = HessianOperator(model, loss_fn, batches, parameters, training=training)
         self._halves = self._gradients = None
@@ -120,7 +123,7 @@ class AlignmentMeter:
         with self.operator.held():
             subspace = self.tracker.refresh(self._tolerance)
             basis = Basis(subspace.basis, self.operator @ subspace.basis, subspace.eigenvalues.to(subspace.basis))
-            produced = self._produce(basis, batch_size, optimizer)
+            produced = self._produce(basis, step_size, batch_size, optimizer)
         measurement = Measurement(
             step=self._step,
             step_size=step_size,
@@ -128,7 +131,7 @@ class AlignmentMeter:
             batch_size=batch_size,
             provenance={"target": self.target, "samples": self.operator.samples},
             recoverable=produced.recoverable if bool(np.all(np.isfinite(produced.recoverable))) else None,
-            certificate=_certificate(subspace),
+            certificate=_certificate(subspace, produced.third_shift),
             cost={"products": self.operator.products - before, "seconds": round(time.perf_counter() - begin, 6)},
         )
         self._spent += time.perf_counter() - begin
@@ -168,7 +171,9 @@ class AlignmentMeter:
         trained = time.perf_counter() - self._began - self._spent
         return self._spent <= self.overhead * trained
 
-    def _produce(self, basis: Basis, batch_size: int, optimizer: torch.optim.Optimizer | None) -> Produced:
+    def _produce(
+        self, basis: Basis, step_size: float, batch_size: int, optimizer: torch.optim.Optimizer | None
+    ) -> Produced:
         if self._halves is not None and self._gradients is not None:
             gradients = torch.stack([operator.gradient() for operator in self._gradients])
             size = self._gradients[0].samples
@@ -189,6 +194,7 @@ class AlignmentMeter:
             probes=self._probes,
             replace=self._replace,
             direction=None if plain else direction,
+            third_step=step_size if self._third and step_size > 0 else None,
             seed=self._seed + self._step,
         )
 
@@ -212,7 +218,7 @@ class AlignmentMeter:
         return (operator(batches[::2]), operator(batches[1::2])), gradients
 
 
-def _certificate(subspace: Subspace) -> dict[str, str | int | float]:
+def _certificate(subspace: Subspace, third_shift: float) -> dict[str, str | int | float]:
     """The basis behind a measurement, without the basis."""
     values = {
         "error": subspace.error,
@@ -221,6 +227,7 @@ def _certificate(subspace: Subspace) -> dict[str, str | int | float]:
         "gap": subspace.gap,
         "angle_bound": subspace.angle_bound,
         "largest_residual": subspace.residuals.max(),
+        "third_derivative_shift": min(third_shift, 1e3),
     }
     numbers = {name: float(value) for name, value in values.items()}
     known = {name: value for name, value in numbers.items() if math.isfinite(value)}

@@ -17,10 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from etastar.criteria import critical_step_size
 from etastar.errors import InvalidArgument
 from etastar.moments import Coupling, CurvatureMoments, Descent, SplitMoments, SubspaceMoments
+from etastar.network.batches import tensors_of
 from etastar.network.curvature import CurvatureOperator
-from etastar.network.persample import per_sample_gradients
+from etastar.network.persample import gradient_at, per_sample_gradients
 
 __all__ = ["Basis", "Direction", "Produced", "population_moments", "training_moments"]
 
@@ -73,14 +75,13 @@ class Produced:
     Attributes:
         moments: Batch shape ``(replicates,)``.
         recoverable: ½ Σ_D g_i²/λ_i per replicate, ``(replicates,)``, [loss]; NaN where a Ritz value is not positive.
-        products: Products with single vectors spent, whole passes over the curvature batches.
-        gradients: Gradient evaluations spent, in passes over the curvature batches.
+        third_shift: By what share the third derivative moves η*: small where the expansion behind η* holds; inf where
+            it makes or unmakes one, 0 where it was left out, NaN where it was not measured.
     """
 
     moments: SplitMoments
     recoverable: Array
-    products: int
-    gradients: float
+    third_shift: float
 
 
 def training_moments(
@@ -92,6 +93,7 @@ def training_moments(
     probes: int = 8,
     replace: bool = True,
     direction: Callable[[Tensor], Direction] | None = None,
+    third_step: float | None = None,
     seed: int = 0,
 ) -> Produced:
     """Moments with the operator's own batches as the loss; replicates are noise probes.
@@ -104,6 +106,8 @@ def training_moments(
         probes: Random sign combinations of all per-sample deviations; one product each.
         replace: Mini-batches with replacement; else the factor (N − b)/(N − 1) applies.
         direction: From the gradient to the update made, where that is not the gradient.
+        third_step: With a step size, the third derivative enters the second moments (theory §8: w_S → w_S + t_S), as a
+            central difference of gradients over that very step; two gradients for the update and for each probe.
         seed: Of the probes.
 
     Raises:
@@ -120,6 +124,9 @@ def training_moments(
     along = gradient if update is None else update.vector
     block = operator @ torch.cat([along[None], sources]).mT
     signal = _signal(basis, gradient, along, block[:, 0], update is not None)
+    bent = None
+    if third_step is not None:
+        bent = _third_derivative(operator, loss_fn, torch.cat([along[None], sources * math.sqrt(scale)]), third_step)
     images = block[:, 1:].mT
     bulk_probe = basis.bulk(sources)
     first = (bulk_probe * images).sum(dim=1)
@@ -128,10 +135,15 @@ def training_moments(
         CurvatureMoments(*(scale * noise[f"dominant_{p}"] for p in range(3))),
         CurvatureMoments(scale * noise["bulk_0"], scale * _array(first), scale * _array(second)),
     )
+    plain = dominant, bulk
+    if bent is not None:
+        dominant = _with_third(dominant, _array(basis.coordinates(bent) @ basis.coordinates(gradient)))
+        bulk = _with_third(bulk, _array(basis.bulk(bent) @ basis.bulk(gradient)))
     coupling = Coupling(signal.coupling, scale * noise["coupling"])
     coordinates = _array(basis.coordinates(gradient))
     recoverable = np.full(probes, _recoverable(coordinates**2, _array(basis.eigenvalues)))
-    return Produced(SplitMoments(dominant, bulk, coupling), recoverable, 1 + probes, 3.0)
+    shift = _relative_shift(SplitMoments(*plain), SplitMoments(dominant, bulk))
+    return Produced(SplitMoments(dominant, bulk, coupling), recoverable, shift)
 
 
 def population_moments(
@@ -180,7 +192,7 @@ def population_moments(
     )  # unbiased g_i² per eigenvector, (n, k)
     recoverable = np.array([_recoverable(row, _array(basis.eigenvalues)) for row in squares])
     moments = SplitMoments(sides["dominant"], sides["bulk"], Coupling(signal, scale * noise))
-    return Produced(moments, recoverable, n, 0.0)
+    return Produced(moments, recoverable, float("nan"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +273,42 @@ def _exact_noise(
     found = {name: value[()] for name, value in zip(names, values, strict=True)}
     found["coupling"] = found["dominant_1"] - found.pop("kept_inside")
     return found, sources / math.sqrt(total)
+
+
+def _third_derivative(
+    operator: CurvatureOperator, loss_fn: Callable[[Any, Any], Tensor], directions: Tensor, step: float
+) -> Tensor:
+    """T[v, v] of each row v ``(m, P)``: (∇L(θ + ηv) + ∇L(θ − ηv) − 2∇L(θ))/η², over the step η itself."""
+    here = operator.vector.current()
+    found = torch.zeros_like(directions)
+    with operator.reading() as batches:
+        for batch in batches:
+            weight = next(tensors_of(batch)).shape[0] / operator.samples
+            middle = gradient_at(operator.model, loss_fn, operator.vector, batch, here)
+            for row, direction in enumerate(directions):
+                ends = [
+                    gradient_at(operator.model, loss_fn, operator.vector, batch, here + sign * step * direction)
+                    for sign in (1.0, -1.0)
+                ]
+                found[row] += weight * (ends[0] - middle + (ends[1] - middle)) / step**2
+    return found
+
+
+def _with_third(part: SubspaceMoments, bent: Array) -> SubspaceMoments:
+    """Second moments with ⟨Sg, T[h, h]⟩ (first row) added to the signal's and ⟨Sg, T[ξ, ξ]⟩ to the noise's."""
+    signal, noise = part.signal, part.noise
+    return SubspaceMoments(
+        CurvatureMoments(signal.zeroth, signal.first, signal.second + bent[0]),
+        CurvatureMoments(noise.zeroth, noise.first, noise.second + bent[1:]),
+        part.descent,
+    )
+
+
+def _relative_shift(plain: SplitMoments, bent: SplitMoments) -> float:
+    """|η* with the third derivative / η* without it − 1|, of the mean moments; inf where either does not exist."""
+    without, within = (critical_step_size(split.mean(0)).value for split in (plain, bent))
+    shift = abs(float(within / without) - 1.0)
+    return shift if math.isfinite(shift) else math.inf
 
 
 def _pseudo_values(gram: Array) -> tuple[Array, Array]:

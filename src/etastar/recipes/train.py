@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from etastar.errors import InvalidArgument
-from etastar.history import History
+from etastar.history import History, Measurement
 from etastar.network.meter import AlignmentMeter
 from etastar.recipes.networks import LossName, Network, load_network
 from etastar.report import COLOURS, Figure, Line, Panel, Section, render_html, render_png, run_section
-from etastar.uncertainty import Estimate
 
 __all__ = ["TrainedRun", "TrainingPlan", "train", "write_run"]
 
@@ -63,7 +62,7 @@ class TrainedRun:
         """Formatted rows of windows of measurements: step, θ, η* with its interval, verdict; about `most` of them."""
         shown = self.history.rolling(window) if len(self.history) > window else self.history
         return [
-            [f"{row.step:,}", f"{row.alignment.value:.4f}", _interval(row.critical_step_size), row.verdict]
+            [f"{row.step:,}", f"{row.alignment.value:.4f}", _critical_step(row), row.verdict]
             for row in list(shown)[:: max(1, len(shown) // most)]
         ]
 
@@ -175,9 +174,12 @@ def _loss_section(run: TrainedRun) -> Section:
     )
 
 
-def _interval(estimate: Estimate) -> str:
+def _critical_step(row: Measurement) -> str:
+    estimate = row.critical_step_size
     if not estimate.resolved:
         return "unresolved"
+    if not row.expansion_holds:
+        return f"not to be trusted: the third derivative moves it by {row.certificate['third_derivative_shift']:.0%}"
     return f"{estimate.value:.4g} ({estimate.low:.4g} to {estimate.high:.4g})"
 
 
