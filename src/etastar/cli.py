@@ -233,6 +233,7 @@ def train(
         out: Directory for history.jsonl, run.png and run.html.
         json: Print losses and measurements on stdout as JSON.
     """
+    import etastar.network  # noqa: F401  # pyright: ignore[reportUnusedImport]  # names the extra where it is missing
     from etastar.files import output_directory
     from etastar.recipes.train import TrainingPlan, write_run
     from etastar.recipes.train import train as run

@@ -1,6 +1,8 @@
 """Training a named network: the run is reproducible, measured or not, and what it writes can be read again."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -71,3 +73,14 @@ def test_the_command_prints_strict_json_and_a_table(capsys, tmp_path):
     assert "90 % interval" in capsys.readouterr().out
     assert main(["train", "digits-cnn", "--steps", "0"]) == 2
     assert capsys.readouterr().err == "etastar: steps: got 0; must be at least 1\n"
+
+
+def test_without_pytorch_the_command_names_the_extra():
+    script = (
+        "import sys; sys.modules['torch'] = None; from etastar.cli import main; sys.exit(main(['train', 'digits-mlp']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "etastar: etastar.network needs an extra that is not installed; run: pip install 'etastar[network]'"
+    ]
