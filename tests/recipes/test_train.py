@@ -75,11 +75,20 @@ def test_the_command_prints_strict_json_and_a_table(capsys, tmp_path):
     assert capsys.readouterr().err == "etastar: steps: got 0; must be at least 1\n"
 
 
+NO_TORCH = """
+import sys
+class Missing:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+from etastar.cli import main
+sys.exit(main(["train", "digits-mlp"]))
+"""
+
+
 def test_without_pytorch_the_command_names_the_extra():
-    script = (
-        "import sys; sys.modules['torch'] = None; from etastar.cli import main; sys.exit(main(['train', 'digits-mlp']))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", NO_TORCH], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "etastar: etastar.network needs an extra that is not installed; run: pip install 'etastar[network]'"
