@@ -215,3 +215,15 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "large.json").write_text("[]")
     with pytest.raises(InvalidFile, match="at most 1 bytes"):
         check_file(tmp_path / "large.json")
+
+
+def test_the_audit_inside_the_results_of_a_reproduction_is_checked(tmp_path):
+    verdicts = [verdict.to_json() for verdict in audit(["T8"], 50)]
+    path = tmp_path / "results.json"
+    path.write_text(
+        json.dumps({"sections": [{"name": "figure-1", "data": {}}, {"name": "audit", "data": {"verdicts": verdicts}}]})
+    )
+    assert [(check.claim, check.certified) for check in check_file(path)] == [("T8", True), ("T8", True)]
+    path.write_text(json.dumps({"sections": [{"name": "figure-1"}]}))
+    with pytest.raises(InvalidFile, match="needs one named audit"):
+        check_file(path)

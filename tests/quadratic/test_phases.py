@@ -305,7 +305,7 @@ def test_turns_of_tiny_steps_are_exact_to_round_off(product):
 def test_shape_in_words():
     q = Quadratic(Spectrum([4.0, 1.0], rank=1), Noise.isotropic(0.01))
     assert q.phases(gradient=[2.0, 2.0], step_size=0.1).shape.startswith("falls until t = ")
-    assert "; turns by search" in q.phases(gradient=[0.0, 1.0], step_size=0.1).shape
+    assert "(turns found by search: others are not ruled out)" in q.phases(gradient=[0.0, 1.0], step_size=0.1).shape
     assert "unstable" in q.phases(gradient=[1.0, 1.0], step_size=0.6).shape
     assert "marginal" in q.phases(gradient=[1.0, 1.0], step_size=0.5).shape
 
