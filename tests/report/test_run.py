@@ -1,10 +1,15 @@
 """The report of a run, from a laboratory's history: numbers, verdicts, refusal of an empty one."""
 
+import itertools
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from etastar import History, InvalidArgument, Measurement
+from etastar import History, InvalidArgument, Measurement, loss_thresholds
 from etastar.quadratic import Noise, Quadratic, Spectrum
-from etastar.report import run, run_section
+from etastar.report import Line, run, run_section
+from etastar.report.figures import Shade
 
 
 @pytest.fixture
@@ -23,9 +28,31 @@ def test_the_section_says_what_the_last_measurement_says(history):
 
 
 def test_page_and_picture_are_written(history, tmp_path):
-    picture, page = run(history, tmp_path / "new")
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    *pictures, page = run(history, tmp_path / "new")
+    assert [picture.name for picture in pictures] == ["run.png", "limits.png", "curvature.png"]
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
     assert "η in use" in page.read_text(encoding="utf-8")
+
+
+def test_stripes_of_equal_regime_cover_the_run_and_are_named_once(history):
+    alignment = run_section(history).figures[0].panels[0]
+    stripes = [mark for mark in alignment.marks if isinstance(mark, Shade)]
+    assert stripes[0].low == 0 and stripes[-1].high == 1000
+    assert all(left.high == right.low for left, right in itertools.pairwise(stripes))
+    assert [stripe.label for stripe in stripes].count("LOW") == 1
+
+
+def test_the_step_over_its_threshold_is_that_of_the_moments(history):
+    panel = run_section(history).figures[1].panels[0]
+    shown = next(mark for mark in panel.marks if isinstance(mark, Line) and mark.label == "dominant")
+    expected = [0.05 / float(loss_thresholds(row.moments).dominant) for row in history]
+    np.testing.assert_allclose(shown.y, expected, rtol=1e-12)
+
+
+def test_an_expansion_that_fails_is_named_where_the_regime_would_be(history):
+    rows = [replace(row, certificate={"third_derivative_shift": 0.5}) for row in history]
+    alignment = run_section(History(rows)).figures[0].panels[0]
+    assert [mark.label for mark in alignment.marks if isinstance(mark, Shade)] == ["η* not to be trusted"]
 
 
 def test_an_empty_history_is_refused():

@@ -17,6 +17,9 @@ GLOSSARY = {
     "loss (T10).",
     "bulk threshold": "η_B: the step below which the update projected on the bulk lowers the expected loss (T10).",
     "bulk-only interval": "(η_D, η_B): steps at which the bulk update lowers and the dominant update raises the loss.",
+    "noise share": "q₁/(m₁ + q₁) of a subspace: 1 where noise limits the step, 0 where curvature does.",
+    "recoverable loss": "½ Σ_D g_i²/λ_i: the loss in the dominant subspace above its minimum, which decaying the step "
+    "would give back, as far as the loss is quadratic there.",
     "exact": "Closed form of the expected energies at that time; no sampling, no stepping.",
     "sampled": "Random runs drawn exactly in law at the recorded times only.",
     "stationary alignment": "θ_∞ = Σ_D f/Σ f, f = ηλκ²/(2 − ηλ) (T16): the alignment of expected energies as t → ∞.",

@@ -1,20 +1,29 @@
-"""The report of a run: a history as one page, with the step beside its thresholds, and verdicts in words."""
+"""The report of a run: the step beside its thresholds, what limits each subspace, and verdicts in words.
+
+A single state of a stationary run wanders widely about η/η_S = 1, so that verdicts are those of windows: moments
+averaged over several measurements before any ratio is formed. Shorter histories show their measurements alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from etastar.errors import InvalidArgument
 from etastar.files import write_together
-from etastar.history import History
+from etastar.history import History, Measurement
 from etastar.report.document import Column, Section, Table, render_html
-from etastar.report.figures import COLOURS, Band, Figure, Line, Mark, Panel
+from etastar.report.figures import COLOURS, Band, Figure, Line, Mark, Panel, Reference, Shade
 from etastar.report.png import render_png
+from etastar.uncertainty import Estimate, exactly
 
 __all__ = ["run", "run_section"]
 
+Quantity = Callable[[Measurement], Estimate]
 _VERDICTS_SHOWN = 40
 _LEAST_SHOWN = 0.05  # of the value: where a band is cut, since a logarithmic axis has no zero
 _COLUMNS = [
@@ -22,69 +31,186 @@ _COLUMNS = [
     Column("regime", "how the alignment responds to the step size", numeric=False),
     Column("verdict", "which subspace still descends, which has equilibrated, what limits it", numeric=False),
 ]
+_REGIMES = {
+    "LOW": COLOURS["sampled"],
+    "HIGH": COLOURS["accent"],
+    "RISES": COLOURS["critical"],
+    "REVERSED": COLOURS["bulk"],
+    "NEUTRAL": COLOURS["muted"],
+}
+_UNTRUSTED = "η* not to be trusted"
 
 
 def run(history: History, out: str | Path) -> list[Path]:
-    """Write ``run.html`` and ``run.png`` of a history into the directory `out`; returns their paths.
+    """Write ``run.html`` and the pictures of a history into the directory `out`; returns their paths, the page last.
 
     Raises:
         InvalidArgument: An empty history.
         InvalidFile: A directory that cannot be written.
     """
     section = run_section(history)
-    picture = render_png(section.figures[0])
     page = render_html("A run, measured", "The [[alignment]] and the steps that matter.", [section])
-    return write_together(
-        out,
-        {
-            "run.png": lambda path: path.write_bytes(picture),
-            "run.html": lambda path: path.write_text(page, encoding="utf-8"),
-        },
-    )
+    pictures = {f"{figure.name}.png": _writer(render_png(figure)) for figure in section.figures}
+    return write_together(out, {**pictures, "run.html": _writer(page.encode())})
 
 
 def run_section(history: History, window: int = 8) -> Section:
     """The same as a section of a larger report.
 
-    A single state of a stationary run wanders widely about η/η_S = 1, so that verdicts are those of windows: moments
-    averaged over `window` measurements before any ratio is formed. Shorter histories show their measurements alone.
+    Args:
+        history: At least one measurement.
+        window: Measurements to average; a history that is no longer is shown alone.
+
+    Raises:
+        InvalidArgument: An empty history.
     """
     if len(history) == 0:
         raise InvalidArgument("history", 0, "is empty: nothing was measured")
-    smooth = history.rolling(window) if len(history) > window else history
-    alone, averaged = history.columns(), smooth.columns()
-
-    def curves(name: str, label: str, colour: str) -> list[Mark]:
-        value, low, high = (averaged[f"{name}{end}"] for end in ("", "_low", "_high"))
-        band = Band(averaged["step"], np.maximum(low, _LEAST_SHOWN * value), high, "", colour)
-        thin = Line(alone["step"], alone[name], "", colour, 0.8, opacity=0.45)
-        return [band, thin, Line(averaged["step"], value, label, colour, 2.0)]
-
-    alignment = Panel("step", "alignment θ", curves("alignment", "θ", COLOURS["exact"]), y_range=(-0.02, 1.02))
-    steps = Panel(
-        "step",
-        "step size",
-        [
-            *curves("critical_step_size", "critical step size η*", COLOURS["critical"]),
-            *curves("threshold_dominant", "dominant threshold η_D", COLOURS["dominant"]),
-            *curves("threshold_bulk", "bulk threshold η_B", COLOURS["bulk"]),
-            Line(alone["step"], alone["step_size"], "η in use", COLOURS["exact"], 1.6, "dash"),
-        ],
-        y_scale="log",
-    )
+    shown = _Shown(history, history.rolling(window) if len(history) > window else history)
+    smooth = shown.smooth
     picked = np.unique(np.linspace(0, len(smooth) - 1, min(len(smooth), _VERDICTS_SHOWN)).round().astype(int))
     rows = [[f"{smooth[i].step:,}", smooth[i].regime.name, smooth[i].verdict] for i in picked.tolist()]
     drawn = (
-        f"windows of {window} measurements (thick, with bands), single ones (thin)"
+        f"windows of {window} measurements (thick, with 90 % bands), single ones (thin)"
         if smooth is not history
-        else "alone"
+        else "alone, with 90 % bands"
     )
     last = smooth[len(smooth) - 1]
     return Section(
         "run",
         f"{len(history)} measurements",
         f"At the end, step {last.step:,}: {last.verdict}.",
-        figures=[Figure("run", f"Measurements: {drawn}; the step in use (dashed).", [alignment, steps])],
+        figures=[
+            Figure(
+                "run", f"Measurements: {drawn}; the step in use (dashed). [[regime|Regimes]] shaded.", shown.steps()
+            ),
+            Figure(
+                "limits",
+                "What limits each subspace: a step over its threshold is 1 where the subspace has equilibrated. A "
+                "[[noise share]] of 1 says that noise limits it (decay or a larger batch helps), 0 that curvature does.",
+                shown.limits(),
+            ),
+            Figure(
+                "curvature",
+                "Eigenvalues beside the stability limit of the step in use, and what decaying the step would give back "
+                "in the dominant subspace ([[recoverable loss]]).",
+                shown.curvature(),
+            ),
+        ],
         tables=[Table(_COLUMNS, rows)],
         data={"measurements": len(history)},
     )
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A history with its windows, and the panels that show both."""
+
+    alone: History
+    smooth: History
+
+    def steps(self) -> list[Panel]:
+        """Alignment, and every step size that matters."""
+        alignment = self._curves(lambda row: row.alignment, "θ", COLOURS["exact"])
+        marks = [
+            *self._curves(lambda row: row.critical_step_size, "critical step size η*", COLOURS["critical"]),
+            *self._curves(lambda row: row.loss_thresholds.dominant, "dominant threshold η_D", COLOURS["dominant"]),
+            *self._curves(lambda row: row.loss_thresholds.bulk, "bulk threshold η_B", COLOURS["bulk"]),
+            *self._curves(lambda row: row.loss_thresholds.full, "full threshold η_full", COLOURS["full"]),
+            Line(self._steps, 2.0 / self._eigenvalues("largest_eigenvalue"), "2/λ₁", COLOURS["muted"], 1.2, "dot"),
+            Line(self._steps, self._in_use, "η in use", COLOURS["exact"], 1.6, "dash"),
+        ]
+        return [
+            Panel("step", "alignment θ", [*self._regimes(), *alignment], y_range=(-0.02, 1.02)),
+            Panel("step", "step size", marks, y_scale="log"),
+        ]
+
+    def limits(self) -> list[Panel]:
+        """The step over each threshold, and the share of noise in what limits it."""
+        ratios: list[Mark] = [Reference(1.0)]
+        shares: list[Mark] = []
+        for name in ("dominant", "bulk", "full"):
+            ratios += self._curves(lambda row, name=name: _over_threshold(row, name), name, COLOURS[name])
+            share = [getattr(row.step_budget, name).noise_share for row in self.smooth]
+            shares.append(Line(self._smooth_steps, share, name, COLOURS[name], 2.0))
+        return [
+            Panel("step", "step over its loss threshold, η/η_S", ratios, y_scale="log"),
+            Panel("step", "noise share q₁/(m₁ + q₁)", shares, y_range=(-0.02, 1.02)),
+        ]
+
+    def curvature(self) -> list[Panel]:
+        """Eigenvalues and, where a basis was there, the recoverable loss."""
+        marks: list[Mark] = [
+            Line(self._steps, self._eigenvalues("largest_eigenvalue"), "λ₁", COLOURS["dominant"]),
+            Line(self._steps, self._eigenvalues("smallest_dominant_eigenvalue"), "λ_k", COLOURS["accent"]),
+            Line(self._steps, 2.0 / self._in_use, "2/η", COLOURS["exact"], 1.6, "dash"),
+        ]
+        missing = exactly(float("nan"))
+        recoverable = self._curves(lambda row: row.recoverable_loss or missing, "recoverable loss", COLOURS["dominant"])
+        return [
+            Panel("step", "eigenvalue", marks, y_scale="log"),
+            Panel("step", "recoverable loss ½ Σ_D g²/λ", recoverable, y_scale="log"),
+        ]
+
+    @cached_property
+    def _steps(self) -> np.ndarray:
+        return np.array([row.step for row in self.alone])
+
+    @cached_property
+    def _smooth_steps(self) -> np.ndarray:
+        return np.array([row.step for row in self.smooth])
+
+    @cached_property
+    def _in_use(self) -> np.ndarray:
+        return np.array([row.step_size or np.nan for row in self.alone])
+
+    def _eigenvalues(self, name: str) -> np.ndarray:
+        values = np.array([float(row.certificate.get(name, np.nan)) for row in self.alone])
+        return np.where(values > 0, values, np.nan)
+
+    def _curves(self, quantity: Quantity, label: str, colour: str) -> list[Mark]:
+        estimates = [quantity(row) for row in self.smooth]
+        value, low, high = (np.array([getattr(e, end) for e in estimates]) for end in ("value", "low", "high"))
+        band = Band(self._smooth_steps, np.maximum(low, _LEAST_SHOWN * value), high, "", colour)
+        line = Line(self._smooth_steps, value, label, colour, 2.0)
+        if self.smooth is self.alone:
+            return [band, line]
+        return [
+            band,
+            Line(self._steps, [quantity(row).value for row in self.alone], "", colour, 0.8, opacity=0.45),
+            line,
+        ]
+
+    def _regimes(self) -> list[Mark]:
+        """Stripes of equal regime, each halfway to its neighbours; named once."""
+        rows = list(self.smooth)
+        names = [row.regime.name if row.expansion_holds else _UNTRUSTED for row in rows]
+        edges = np.concatenate([self._smooth_steps[:1], _halfway(self._smooth_steps), self._smooth_steps[-1:]])
+        stripes: list[Mark] = []
+        begin, seen = 0, set[str]()
+        for i, name in enumerate(names):
+            if i + 1 < len(names) and names[i + 1] == name:
+                continue
+            colour = _REGIMES.get(name, COLOURS["muted"])
+            stripes.append(Shade(float(edges[begin]), float(edges[i + 1]), "" if name in seen else name, colour))
+            seen.add(name)
+            begin = i + 1
+        return stripes
+
+
+def _writer(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+def _halfway(steps: np.ndarray) -> np.ndarray:
+    return 0.5 * (steps[1:] + steps[:-1])
+
+
+def _over_threshold(row: Measurement, name: str) -> Estimate:
+    """η/η_S, whose interval is that of the threshold turned over; NaN where the threshold is not resolved."""
+    threshold = getattr(row.loss_thresholds, name)
+    if not (threshold.resolved and threshold.low > 0):
+        return exactly(float("nan"))
+    eta = row.step_size
+    ends = eta / threshold.value, eta / threshold.high, eta / threshold.low
+    return Estimate(ends[0], float("nan"), float("nan"), ends[1], ends[2], threshold.level, True)
