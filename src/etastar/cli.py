@@ -235,8 +235,9 @@ def train(
     """
     import etastar.network  # noqa: F401  # pyright: ignore[reportUnusedImport]  # names the extra where it is missing
     from etastar.files import output_directory
-    from etastar.recipes.train import TrainingPlan, write_run
+    from etastar.recipes.train import TrainingPlan
     from etastar.recipes.train import train as run
+    from etastar.recipes.train_report import write_run
 
     _check_seed(seed)
     if out is not None:
@@ -251,6 +252,8 @@ def train(
         return 0
     if len(result.history):
         print_table(["step", "θ", "η* (90 % interval)", "verdict"], result.rows())
+    if result.gauge is not None:
+        console().print(f"gauge, gradients alone: {without_marks(result.gauge.verdict)}", soft_wrap=True)
     console().print(f"training loss {result.training_loss[-1]:.4g}, held out {result.held_out_loss[-1]:.4g}")
     return 0
 

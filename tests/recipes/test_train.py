@@ -10,9 +10,11 @@ import torch
 from etastar import History, InvalidArgument
 from etastar.cli import main
 from etastar.recipes.networks import load_network
-from etastar.recipes.train import TrainingPlan, train, write_run
+from etastar.recipes.train import TrainingPlan, train
+from etastar.recipes.train_report import write_run
 
 PLAN = TrainingPlan("digits-cnn", steps=12, every=6, curvature_samples=60, rank=2)
+FILES = ["history.jsonl", "losses.png", "run.png", "limits.png", "curvature.png", "run.html"]
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +33,11 @@ def test_the_meter_does_not_change_the_losses(run):
 
 def test_the_run_is_written_and_read_again(run, tmp_path):
     paths = write_run(run, tmp_path)
-    assert [path.name for path in paths] == ["history.jsonl", "run.png", "run.html"]
+    assert [path.name for path in paths] == FILES
     again = History.load(paths[0])
     assert [row.alignment.value for row in again] == [row.alignment.value for row in run.history]
     assert [row.certificate for row in again] == [row.certificate for row in run.history]
-    assert "held out" in paths[2].read_text(encoding="utf-8")
+    assert "held out" in paths[-1].read_text(encoding="utf-8")
 
 
 def test_the_initialisation_depends_on_the_seed_alone():
@@ -68,7 +70,7 @@ def test_the_command_prints_strict_json_and_a_table(capsys, tmp_path):
     result = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
     assert result["loss"] == "cross-entropy"
     assert len(result["measurements"]["alignment"]) == 3
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["history.jsonl", "run.html", "run.png"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
     assert main(["train", *options[:-2]]) == 0
     assert "90 % interval" in capsys.readouterr().out
     assert main(["train", "digits-cnn", "--steps", "0"]) == 2

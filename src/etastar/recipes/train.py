@@ -1,10 +1,9 @@
-"""Training a named network with constant-step SGD, measured: history, report, and the numbers in words."""
+"""Training a named network with constant-step SGD, measured by the meter and the gauge while it trains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,13 @@ import torch
 
 from etastar.errors import InvalidArgument
 from etastar.history import History, Measurement
-from etastar.network.meter import AlignmentMeter
+from etastar.network import AlignmentMeter, GaugeSummary, StepGauge
 from etastar.recipes.networks import LossName, Network, load_network
-from etastar.report import COLOURS, Figure, Line, Panel, Section, render_html, render_png, run_section
 
-__all__ = ["TrainedRun", "TrainingPlan", "train", "write_run"]
+__all__ = ["TrainedRun", "TrainingPlan", "train"]
 
 Progress = Callable[[str, int, int], None]
+_GAUGE_EVERY = 64  # steps between second gradients: 3 % of a step's cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +43,25 @@ class TrainedRun:
 
     Attributes:
         plan: What was asked.
+        step_size: η used, [parameter²/loss].
+        batch_size: b used.
         history: Measurements; empty without the meter.
         steps: Steps at which losses were evaluated, ``(T,)``.
         training_loss: Loss over all training samples, ``(T,)``.
         held_out_loss: Loss over the samples kept aside, ``(T,)``.
         skipped: Measurements that failed: step and reason.
+        gauge: The last window of the gauge; None without the meter.
     """
 
     plan: TrainingPlan
+    step_size: float
+    batch_size: int
     history: History
     steps: list[int]
     training_loss: list[float]
     held_out_loss: list[float]
     skipped: list[tuple[int, str]]
+    gauge: GaugeSummary | None
 
     def rows(self, most: int = 16, window: int = 8) -> list[list[str]]:
         """Formatted rows of windows of measurements: step, θ, η* with its interval, verdict; about `most` of them."""
@@ -100,7 +105,7 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainedRun:
     if not 1 <= size <= len(network.train[0]):
         raise InvalidArgument("batch_size", size, f"must be between 1 and {len(network.train[0])}")
     optimizer = torch.optim.SGD(network.model.parameters(), lr=eta)
-    meter = handle = None
+    meter = handle = gauge = None
     if plan.metered:
         meter = AlignmentMeter(
             network.model,
@@ -112,34 +117,37 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainedRun:
             seed=plan.seed,
         )
         handle = meter.attach(optimizer, size)
-    steps, training, held_out = _run(network, optimizer, size, plan, progress)
+        gauge = StepGauge(
+            optimizer,
+            parameters=network.model.named_parameters(),
+            every=_GAUGE_EVERY,
+            batch_size=size,
+            sampling="independent",
+            seed=plan.seed,
+        )
+    steps, training, held_out = _run(network, optimizer, size, plan, gauge, progress)
     if handle is not None:
         handle.remove()
-    history = History() if meter is None else meter.history
-    return TrainedRun(plan, history, steps, training, held_out, [] if meter is None else meter.skipped)
-
-
-def write_run(run: TrainedRun, out: Path) -> list[Path]:
-    """Write ``history.jsonl``, ``run.png`` and, last, ``run.html``; returns their paths."""
-    from etastar.files import write_bytes, write_text
-
-    sections = [_loss_section(run)]
-    if len(run.history):
-        sections.append(run_section(run.history))
-    title = f"{run.plan.recipe}, {run.plan.loss}: {run.plan.steps:,} steps of SGD"
-    page = render_html(title, "Losses, and what the meter saw.", sections)
-    paths = [out / "history.jsonl", out / "run.png", out / "run.html"]
-    run.history.save(paths[0])
-    write_bytes(paths[1], render_png(sections[-1].figures[0]))
-    write_text(paths[2], page)
-    return paths
+    history, skipped = (History(), []) if meter is None else (meter.history, meter.skipped)
+    summary = None if gauge is None else gauge.summary()
+    return TrainedRun(plan, eta, size, history, steps, training, held_out, skipped, summary)
 
 
 def _run(
-    network: Network, optimizer: torch.optim.Optimizer, size: int, plan: TrainingPlan, progress: Progress | None
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    size: int,
+    plan: TrainingPlan,
+    gauge: StepGauge | None,
+    progress: Progress | None,
 ) -> tuple[list[int], list[float], list[float]]:
     inputs, targets = network.train
-    generator = torch.Generator().manual_seed(plan.seed)
+    generator, second = (torch.Generator().manual_seed(plan.seed + offset) for offset in (0, 1))
+
+    def loss_of(source: torch.Generator) -> Callable[[], torch.Tensor]:
+        drawn = torch.randint(len(inputs), (size,), generator=source)
+        return lambda: network.loss_fn(network.model, (inputs[drawn], targets[drawn]))
+
     looked = max(1, plan.steps // 100)
     steps: list[int] = []
     losses: tuple[list[float], list[float]] = ([], [])
@@ -153,25 +161,12 @@ def _run(
                 progress(f"training, loss {losses[0][-1]:.4g}", step, plan.steps)
         if step == plan.steps:
             break
-        drawn = torch.randint(len(inputs), (size,), generator=generator)
+        if gauge is not None and gauge.due:
+            gauge.second(loss_of(second))
         optimizer.zero_grad()
-        network.loss_fn(network.model, (inputs[drawn], targets[drawn])).backward()
+        loss_of(generator)().backward()
         optimizer.step()
     return steps, *losses
-
-
-def _loss_section(run: TrainedRun) -> Section:
-    marks = [
-        Line(run.steps, run.training_loss, "training samples", COLOURS["exact"], 2.0),
-        Line(run.steps, run.held_out_loss, "held out", COLOURS["accent"], 2.0, "dash"),
-    ]
-    panel = Panel("step", "loss", marks, y_scale="log")
-    return Section(
-        "losses",
-        "Losses",
-        f"The training loss ends at {run.training_loss[-1]:.4g}, the held-out loss at {run.held_out_loss[-1]:.4g}.",
-        figures=[Figure("losses", "Over all samples of each set.", [panel])],
-    )
 
 
 def _critical_step(row: Measurement) -> str:

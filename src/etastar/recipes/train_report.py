@@ -1,0 +1,90 @@
+"""What ``etastar train`` writes: the history, the pictures, and one page with losses, meter and gauge.
+
+Further sections (decay forecast, calibration) come from their own recipes and join the same page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from etastar.files import write_together
+from etastar.network.gauge.part import GaugePart
+from etastar.network.gauge.summary import GaugeSummary
+from etastar.recipes.train import TrainedRun
+from etastar.report import COLOURS, Column, Figure, Line, Panel, Section, Table, render_html, render_png, run_section
+from etastar.uncertainty import Estimate
+
+__all__ = ["write_run"]
+
+_GAUGE_COLUMNS = [
+    Column("part", "the whole update, a subspace, or one parameter tensor", numeric=False),
+    Column("η/η_S", "the step over the loss threshold of this part: 1 where it has equilibrated"),
+    Column("loss change per step", "by the trapezoid of two gradients; adds up over layers"),
+    Column("noise share", "q₁/(m₁ + q₁): 1 where noise limits the step, 0 where curvature does"),
+    Column("noise scale", "simple noise scale b·q₀/m₀, in samples"),
+]
+
+
+def write_run(run: TrainedRun, out: Path, further: Sequence[Section] = ()) -> list[Path]:
+    """Write ``history.jsonl``, the pictures and, last, ``run.html``; returns their paths.
+
+    Args:
+        run: What was trained.
+        out: The directory; made where it is missing.
+        further: Sections of other recipes, after the run's own.
+    """
+    sections = [_loss_section(run)]
+    if len(run.history):
+        sections.append(run_section(run.history))
+    if run.gauge is not None:
+        sections.append(_gauge_section(run.gauge))
+    sections += further
+    plan = run.plan
+    title = f"{plan.recipe}, {plan.loss}: {run.steps[-1]:,} steps of SGD"
+    lead = f"Step size {run.step_size:g}, batch size {run.batch_size}, seed {plan.seed}; what the meter saw on the way."
+    page = render_html(title, lead, sections)
+    figures = [figure for section in sections for figure in section.figures]
+    makers: dict[str, Callable[[Path], object]] = {"history.jsonl": run.history.save}
+    makers |= {f"{figure.name}.png": _writer(render_png(figure)) for figure in figures}
+    return write_together(out, {**makers, "run.html": _writer(page.encode())})
+
+
+def _loss_section(run: TrainedRun) -> Section:
+    marks = [
+        Line(run.steps, run.training_loss, "training samples", COLOURS["exact"], 2.0),
+        Line(run.steps, run.held_out_loss, "held out", COLOURS["accent"], 2.0, "dash"),
+    ]
+    panel = Panel("step", "loss", marks, y_scale="log")
+    return Section(
+        "losses",
+        "Losses",
+        f"The training loss ends at {run.training_loss[-1]:.4g}, the held-out loss at {run.held_out_loss[-1]:.4g}.",
+        figures=[Figure("losses", "Over all samples of each set.", [panel])],
+    )
+
+
+def _gauge_section(summary: GaugeSummary) -> Section:
+    parts = [summary.total, *(part for part in (summary.dominant, summary.bulk) if part), *summary.layers]
+    return Section(
+        "gauge",
+        "From gradients alone",
+        f"The gauge over steps {summary.first:,} to {summary.last:,}: {summary.verdict}.",
+        tables=[Table(_GAUGE_COLUMNS, [_gauge_row(part) for part in parts])],
+        data={"second_gradients": summary.second_gradients},
+    )
+
+
+def _gauge_row(part: GaugePart) -> list[str]:
+    shown = (part.threshold_fraction, part.loss_change, part.noise_share, part.noise_scale)
+    return [part.name, *map(_in_short, shown)]
+
+
+def _in_short(estimate: Estimate) -> str:
+    if not estimate.resolved:
+        return "unresolved"
+    return f"{estimate.value:.3g} ({estimate.low:.3g} to {estimate.high:.3g})"
+
+
+def _writer(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
