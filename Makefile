@@ -20,7 +20,7 @@ reproduce: install
 	$(BIN)/etastar reproduce --out etastar-out/reproduce
 
 test: lint
-	$(BIN)/pytest -n 2 --cov --cov-report=term
+	$(BIN)/pytest -n 2 --dist loadgroup --cov --cov-report=term
 
 test-slow: .venv/.network
 	$(BIN)/pytest -m slow

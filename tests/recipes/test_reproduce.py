@@ -15,6 +15,8 @@ from etastar.recipes import reproduce as recipe
 from etastar.recipes.reproduce import Reproduction, write_reproduction
 from etastar.report import Check, Figure, Line, Panel, Section
 
+pytestmark = pytest.mark.xdist_group("reproduction")  # one process computes it once
+
 NAMES = [
     "figure-1",
     "figure-2",
@@ -29,6 +31,23 @@ NAMES = [
     "real-data",
     "audit",
 ]
+
+
+@pytest.fixture(scope="module")
+def computed():
+    """One quick reproduction, and what was told of its progress."""
+    told = []
+    return recipe.reproduce(quick=True, progress=lambda *progress: told.append(progress)), told
+
+
+@pytest.fixture(scope="module")
+def reproduction(computed):
+    return computed[0]
+
+
+@pytest.fixture(scope="module")
+def progress(computed):
+    return computed[1]
 
 
 @pytest.fixture(scope="module")

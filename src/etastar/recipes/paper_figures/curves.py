@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from etastar.quadratic import Phases
 from etastar.recipes.paper_figures.setting import STEP_SIZE, PaperRuns
 from etastar.report import COLOURS, Check, Figure, Line, Panel, Reference, Section, sequence
 
@@ -21,8 +22,6 @@ def two_phases(run: PaperRuns, replicas: int, seed: int) -> Section:
     """Figure 1: the alignment at r = 100, with the critical step size that decides where it goes."""
     start = run.gradients[0]
     phases = run.problem.phases(gradient=start, step_size=STEP_SIZE)
-    curve, times = run.exact, run.exact.times
-    critical = np.asarray(curve.critical_step_size.value)[0]
     dense = run.problem.expected(gradient=start, step_size=STEP_SIZE, times=np.arange(3001))
     rising = np.diff(dense.alignment) > 0
     said = ~(np.asarray(dense.critical_step_size.value)[:-1] > STEP_SIZE)
@@ -30,6 +29,47 @@ def two_phases(run: PaperRuns, replicas: int, seed: int) -> Section:
     some = [1, 3, 10, 27, 100, 300, 1000, 3000, 10_000, 30_000]
     worst = _worst_z(run, start, some, replicas, seed)
     turn = phases.turns[0][0]
+    return Section(
+        "figure-1",
+        "Figure 1: two phases at r = 100",
+        f"At constant step the [[alignment]] falls from {phases.alignment_start:.4f} to {phases.alignment_min:.4f} at "
+        f"t = {turn}, then climbs to {phases.alignment_limit:.4f}. The [[critical step size]] decides it: θ falls "
+        "while η < η*ₜ and rises once η > η*ₜ.",
+        "η*ₜ dips below η and returns to it: at the stationary moments η* equals η at every constant step, so a step "
+        "that looks critical late in training says “equilibrated”, not “too large”.",
+        [
+            Check("exactly one turn, a minimum", [kind for _, kind in phases.turns] == ["min"], f"turn at t = {turn}"),
+            Check(
+                "the sign of η − η*ₜ gives the direction of θ at every step",
+                agree == rising.size,
+                f"{agree} of {rising.size} steps",
+            ),
+            Check(
+                f"[[sampled]] energies meet the [[exact]] ones ({replicas} runs, {len(some)} times, both subspaces)",
+                worst <= 4.0,
+                f"largest |[[z]]| = {worst:.2f}, limit 4",
+            ),
+        ],
+        [
+            Figure(
+                "figure-1",
+                "r = 100: exact curve (seed 42) over one sampled path per seed.",
+                _two_phase_panels(run, phases),
+            )
+        ],
+        data={
+            "turn": turn,
+            "alignment_start": phases.alignment_start,
+            "alignment_min": phases.alignment_min,
+            "alignment_limit": phases.alignment_limit,
+            "worst_z": worst,
+        },
+    )
+
+
+def _two_phase_panels(run: PaperRuns, phases: Phases) -> list[Panel]:
+    curve, times, turn = run.exact, run.exact.times, phases.turns[0][0]
+    critical = np.asarray(curve.critical_step_size.value)[0]
     theta = Panel(
         _STEP_LABEL,
         "alignment θ",
@@ -67,36 +107,7 @@ def two_phases(run: PaperRuns, replicas: int, seed: int) -> Section:
         x_scale="log",
         y_range=(0.985, 1.015),
     )
-    return Section(
-        "figure-1",
-        "Figure 1: two phases at r = 100",
-        f"At constant step the [[alignment]] falls from {phases.alignment_start:.4f} to {phases.alignment_min:.4f} at "
-        f"t = {turn}, then climbs to {phases.alignment_limit:.4f}. The [[critical step size]] decides it: θ falls "
-        "while η < η*ₜ and rises once η > η*ₜ.",
-        "η*ₜ dips below η and returns to it: at the stationary moments η* equals η at every constant step, so a step "
-        "that looks critical late in training says “equilibrated”, not “too large”.",
-        [
-            Check("exactly one turn, a minimum", [kind for _, kind in phases.turns] == ["min"], f"turn at t = {turn}"),
-            Check(
-                "the sign of η − η*ₜ gives the direction of θ at every step",
-                agree == rising.size,
-                f"{agree} of {rising.size} steps",
-            ),
-            Check(
-                f"[[sampled]] energies meet the [[exact]] ones ({replicas} runs, {len(some)} times, both subspaces)",
-                worst <= 4.0,
-                f"largest |[[z]]| = {worst:.2f}, limit 4",
-            ),
-        ],
-        [Figure("figure-1", "r = 100: exact curve (seed 42) over one sampled path per seed.", [theta, step, zoom])],
-        data={
-            "turn": turn,
-            "alignment_start": phases.alignment_start,
-            "alignment_min": phases.alignment_min,
-            "alignment_limit": phases.alignment_limit,
-            "worst_z": worst,
-        },
-    )
+    return [theta, step, zoom]
 
 
 def four_ratios(runs: Runs) -> Section:
