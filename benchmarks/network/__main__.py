@@ -1,4 +1,4 @@
-"""What curvature and its top subspace cost on digits-mlp: ``python -m benchmarks.network``.
+"""What curvature, its top subspace and the meter cost on digits-mlp: ``python -m benchmarks.network``.
 
 Products are the primary measure: they do not depend on the machine. Seconds are medians, measured alternately.
 ``--peers PYTHON`` adds other libraries: the Python of an environment that has torch, hessian-eigenthings,
@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.network import whole
 from benchmarks.network.setting import RANK, Krylov, Run, data, error, move, network, operator
 from etastar.network import SubspaceTracker
 from etastar.network.graph import HessianGraph
@@ -194,6 +195,10 @@ def main() -> int:
     refreshes(console, runs)
     if options.peers:
         peers(console, options.peers, runs)
+    whole.measurement(console)
+    whole.training(console)
+    whole.memory(console)
+    whole.loss_raising_step(console)
     return 0
 
 

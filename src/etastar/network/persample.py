@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 from etastar.network.batches import tensors_of
 from etastar.network.parameters import ParameterVector
 
-__all__ = ["gradient_at", "per_sample_gradients"]
+__all__ = ["gradient_at", "per_sample_gradients", "per_sample_pieces"]
 
 LossFunction = Callable[[Any, Any], Tensor]
 _CHUNK_BYTES = 64 << 20
@@ -49,6 +49,14 @@ def per_sample_gradients(
     model: nn.Module, loss_fn: LossFunction, vector: ParameterVector, batch: Any
 ) -> Iterator[Tensor]:
     """Gradients of the samples of one batch, in chunks ``(samples, P)``; samples lie along leading dimensions."""
+    for pieces in per_sample_pieces(model, loss_fn, vector, batch):
+        yield torch.cat([piece.reshape(piece.shape[0], -1) for piece in pieces], dim=1)
+
+
+def per_sample_pieces(
+    model: nn.Module, loss_fn: LossFunction, vector: ParameterVector, batch: Any
+) -> Iterator[list[Tensor]]:
+    """The same by parameter, each ``(samples, *shape)``, without the copy that joins them."""
     tensors = list(tensors_of(batch))
     samples = tensors[0].shape[0]
     height = max(1, _CHUNK_BYTES // (vector.size * vector.tensors[0].element_size()))
@@ -64,24 +72,22 @@ def per_sample_gradients(
         yield _looped(model, loss_fn, vector, part)
 
 
-def _vectorised(model: nn.Module, loss_fn: LossFunction, vector: ParameterVector, batch: Any) -> Tensor:
+def _vectorised(model: nn.Module, loss_fn: LossFunction, vector: ParameterVector, batch: Any) -> list[Tensor]:
     def one(values: tuple[Tensor, ...], sample: Any) -> Tensor:
         shown = _Displaced(model, dict(zip(vector.names, values, strict=True)))
         return loss_fn(shown, _map(sample, lambda tensor: tensor[None]))
 
     values = tuple(tensor.detach() for tensor in vector.tensors)
-    found = vmap(grad(one), in_dims=(None, 0))(values, batch)
-    return torch.cat([piece.reshape(piece.shape[0], -1) for piece in found], dim=1)
+    return [piece.detach() for piece in vmap(grad(one), in_dims=(None, 0))(values, batch)]
 
 
-def _looped(model: nn.Module, loss_fn: LossFunction, vector: ParameterVector, batch: Any) -> Tensor:
+def _looped(model: nn.Module, loss_fn: LossFunction, vector: ParameterVector, batch: Any) -> list[Tensor]:
     samples = next(tensors_of(batch)).shape[0]
-    rows: list[Tensor] = []
+    rows: list[tuple[Tensor, ...]] = []
     for index in range(samples):
         loss = loss_fn(model, _map(batch, lambda tensor, at=slice(index, index + 1): tensor[at]))
-        found = torch.autograd.grad(loss, vector.tensors, allow_unused=True, materialize_grads=True)
-        rows.append(torch.cat([piece.reshape(-1) for piece in found]))
-    return torch.stack(rows)
+        rows.append(torch.autograd.grad(loss, vector.tensors, allow_unused=True, materialize_grads=True))
+    return [torch.stack(pieces) for pieces in zip(*rows, strict=True)]
 
 
 def _map(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:

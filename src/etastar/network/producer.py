@@ -17,17 +17,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from etastar.criteria import critical_step_size
 from etastar.errors import InvalidArgument
 from etastar.moments import Coupling, CurvatureMoments, Descent, SplitMoments, SubspaceMoments
-from etastar.network.batches import tensors_of
 from etastar.network.curvature import CurvatureOperator
-from etastar.network.persample import gradient_at, per_sample_gradients
+from etastar.network.expansion import beyond_quadratic, shift_of, turn_of
+from etastar.network.noise import SampleNoise, sample_noise
 
 __all__ = ["Basis", "Direction", "Produced", "population_moments", "training_moments"]
 
 Array = npt.NDArray[np.float64]
-_MEAN_TOLERANCE = 1e-3  # how far the mean of per-sample gradients may lie from the gradient of the mean loss
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,13 +34,18 @@ class Basis:
 
     Attributes:
         vectors: V, orthonormal columns, ``(P, k)``.
-        images: H V, ``(P, k)``.
+        images: H V, ``(P, k)``; or None for Ritz vectors: then Vᵀ H V is the diagonal of the Ritz values.
         eigenvalues: Ritz values, ``(k,)``.
     """
 
     vectors: Tensor
-    images: Tensor
+    images: Tensor | None
     eigenvalues: Tensor
+
+    @property
+    def projected(self) -> Tensor:
+        """Vᵀ H V, ``(k, k)``. Ritz values err by the square of what their vectors do."""
+        return torch.diag(self.eigenvalues) if self.images is None else self.vectors.mT @ self.images
 
     def coordinates(self, rows: Tensor) -> Tensor:
         """Dominant coordinates of row vectors ``(…, P)``, shape ``(…, k)``."""
@@ -75,8 +78,8 @@ class Produced:
     Attributes:
         moments: Batch shape ``(replicates,)``.
         recoverable: ½ Σ_D g_i²/λ_i per replicate, ``(replicates,)``, [loss]; NaN where a Ritz value is not positive.
-        third_shift: By what share the third derivative moves η*: small where the expansion behind η* holds; inf where
-            it makes or unmakes one, 0 where it was left out, NaN where it was not measured.
+        third_shift: By what share orders beyond the quadratic model move η*: inf where they make or unmake one, 0
+            where they were left out, NaN where they were not measured.
     """
 
     moments: SplitMoments
@@ -106,8 +109,9 @@ def training_moments(
         probes: Random sign combinations of all per-sample deviations; one product each.
         replace: Mini-batches with replacement; else the factor (N − b)/(N − 1) applies.
         direction: From the gradient to the update made, where that is not the gradient.
-        third_step: With a step size, the third derivative enters the second moments (theory §8: w_S → w_S + t_S), as a
-            central difference of gradients over that very step; two gradients for the update and for each probe.
+        third_step: With a step size, second moments take in what steps do beyond the quadratic model, from gradients at
+            that very step (see `expansion`), and as it is at the step where the alignment turns, so that η* is that
+            step; at `third_step` itself where none is. Two gradients a probe: its noise with either sign.
         seed: Of the probes.
 
     Raises:
@@ -117,32 +121,25 @@ def training_moments(
         raise InvalidArgument("probes", probes, "must be at least 2 for an interval")
     gradient = operator.gradient()
     update = None if direction is None else direction(gradient)
-    noise, sources = _exact_noise(operator, loss_fn, basis, gradient, probes, seed)
+    noise = sample_noise(operator, loss_fn, basis.vectors, gradient, probes, seed)
     samples = operator.samples
     scale = (1.0 if replace or samples == 1 else (samples - batch_size) / (samples - 1)) / batch_size
     scale *= 1.0 if update is None else update.noise_scale**2
     along = gradient if update is None else update.vector
-    block = operator @ torch.cat([along[None], sources]).mT
+    block = operator @ torch.cat([along[None], noise.probes]).mT
     signal = _signal(basis, gradient, along, block[:, 0], update is not None)
-    bent = None
+    noise_dominant, noise_bulk, noise_coupling = _noise_moments(basis, noise, block[:, 1:].mT, scale)
+    dominant, bulk = signal.sides(noise_dominant, noise_bulk)
+    shift = 0.0
     if third_step is not None:
-        bent = _third_derivative(operator, loss_fn, torch.cat([along[None], sources * math.sqrt(scale)]), third_step)
-    images = block[:, 1:].mT
-    bulk_probe = basis.bulk(sources)
-    first = (bulk_probe * images).sum(dim=1)
-    second = basis.bulk(images).square().sum(dim=1)
-    dominant, bulk = signal.sides(
-        CurvatureMoments(*(scale * noise[f"dominant_{p}"] for p in range(3))),
-        CurvatureMoments(scale * noise["bulk_0"], scale * _array(first), scale * _array(second)),
-    )
-    plain = dominant, bulk
-    if bent is not None:
-        dominant = _with_third(dominant, _array(basis.coordinates(bent) @ basis.coordinates(gradient)))
-        bulk = _with_third(bulk, _array(basis.bulk(bent) @ basis.bulk(gradient)))
-    coupling = Coupling(signal.coupling, scale * noise["coupling"])
+        plain = SplitMoments(dominant, bulk).mean(0)
+        beyond = _beyond(operator, loss_fn, basis, gradient, along, noise.probes, block, math.sqrt(scale), third_step)
+        shift, turn = shift_of(plain, beyond.mean(axis=2), third_step), turn_of(plain, beyond.mean(axis=2))
+        over = (turn if math.isfinite(turn) else third_step) ** np.arange(3.0)
+        dominant, bulk = map(_with_beyond, (dominant, bulk), np.tensordot(over, beyond, 1))
+    coupling = Coupling(signal.coupling, noise_coupling)
     coordinates = _array(basis.coordinates(gradient))
     recoverable = np.full(probes, _recoverable(coordinates**2, _array(basis.eigenvalues)))
-    shift = _relative_shift(SplitMoments(*plain), SplitMoments(dominant, bulk))
     return Produced(SplitMoments(dominant, bulk, coupling), recoverable, shift)
 
 
@@ -178,7 +175,6 @@ def population_moments(
         "dominant": (coordinates @ coordinates.mT, coordinates @ half.mT, coordinates_left @ coordinates_right.mT),
         "bulk": (bulk @ bulk.mT, bulk @ image.mT, bulk_left @ bulk_right.mT),
     }
-    dominant_images = coordinates @ basis.images.mT
     scale = gradient_batch / batch_size
     sides: dict[str, SubspaceMoments] = {}
     for name, grams in tables.items():
@@ -186,7 +182,7 @@ def population_moments(
         sides[name] = SubspaceMoments(
             CurvatureMoments(*(signal for signal, _ in pairs)), CurvatureMoments(*(scale * noise for _, noise in pairs))
         )
-    signal, noise = _pseudo_values(_array(dominant_images @ bulk.mT))
+    signal, noise = _pseudo_values(_array(coordinates @ (half - coordinates @ basis.projected).mT))
     squares = np.stack(
         [_pseudo_values(np.outer(c, c))[0] for c in _array(coordinates).T], axis=1
     )  # unbiased g_i² per eigenvector, (n, k)
@@ -217,14 +213,14 @@ def _signal(basis: Basis, gradient: Tensor, along: Tensor, image: Tensor, other:
     inside, outside = basis.coordinates(gradient), basis.bulk(gradient)
     image_inside, image_outside = basis.coordinates(image), basis.bulk(image)
     along_inside, along_outside = basis.coordinates(along), basis.bulk(along)
-    lifted = basis.images @ along_inside  # H P h
-    coupling = _array(lifted @ along_outside)
+    lifted = basis.projected @ along_inside  # VᵀHPh
+    coupling = _array(along_inside @ (basis.coordinates(image) - lifted))  # ⟨Ph, HQh⟩
     dominant = (inside @ inside, inside @ image_inside, image_inside @ image_inside)
     bulk = (outside @ outside, outside @ image, image_outside @ image_outside)
     descent = None
     if other:
-        inner = along_inside @ basis.coordinates(lifted)
-        outer = along_outside @ image - along_outside @ lifted
+        inner = along_inside @ lifted
+        outer = along_outside @ image - (along_inside @ basis.coordinates(image) - inner)
         descent = (
             Descent(_array(inside @ along_inside), _array(inner)),
             Descent(_array(outside @ along_outside), _array(outer)),
@@ -232,83 +228,64 @@ def _signal(basis: Basis, gradient: Tensor, along: Tensor, image: Tensor, other:
     return _Signal(CurvatureMoments(*map(_array, dominant)), CurvatureMoments(*map(_array, bulk)), coupling, descent)
 
 
-def _exact_noise(
+def _noise_moments(
+    basis: Basis, noise: SampleNoise, images: Tensor, scale: float
+) -> tuple[CurvatureMoments, CurvatureMoments, Array]:
+    """Moments of the noise and its coupling, from probes z and their images H z ``(m, P)``.
+
+    With VᵀHz = M Vᵀz + e, M = VᵀHV: what M carries is exact, and the probes add only what e does, which is small.
+    """
+    probes = noise.probes
+    inside, image = _array(basis.coordinates(probes)), _array(basis.coordinates(images))
+    M, C = _array(basis.projected), noise.dominant.numpy()
+    carried = inside @ M
+    e = image - carried
+    coupling = scale * np.sum(inside * e, axis=1)
+    dominant = CurvatureMoments(
+        scale * np.trace(C),
+        scale * np.trace(M @ C) + coupling,
+        scale * (np.trace(M @ C @ M) + np.sum((2.0 * carried + e) * e, axis=1)),
+    )
+    bulk = CurvatureMoments(
+        np.asarray(scale * noise.bulk),
+        scale * _array((basis.bulk(probes) * images).sum(dim=1)),
+        scale * _array(basis.bulk(images).square().sum(dim=1)),
+    )
+    return dominant, bulk, coupling
+
+
+def _beyond(
     operator: CurvatureOperator,
     loss_fn: Callable[[Any, Any], Tensor],
     basis: Basis,
     gradient: Tensor,
-    probes: int,
-    seed: int,
-) -> tuple[dict[str, Array], Tensor]:
-    """Per-sample covariance: its exact dominant moments and bulk trace, and probes z with E zzᵀ = Σ, ``(m, P)``.
-
-    A probe combines the deviations of *all* samples with random signs: far lighter tails than single samples have.
-    """
-    model, vector, total = operator.model, operator.vector, operator.samples
-    generator = torch.Generator(device=operator.device).manual_seed(seed)
-    inner = basis.vectors.mT @ basis.images
-    sums = torch.zeros(5, dtype=operator.dtype, device=operator.device)
-    sources = torch.zeros(probes, vector.size, dtype=operator.dtype, device=operator.device)
-    mean = torch.zeros_like(gradient)
-    with operator.reading() as batches:
-        for batch in batches:
-            for rows in per_sample_gradients(model, loss_fn, vector, batch):
-                rows = rows.detach()
-                mean += rows.sum(dim=0) / total
-                deviation = rows - gradient
-                inside, image = basis.coordinates(deviation), deviation @ basis.images
-                sums[0] += inside.square().sum()
-                sums[1] += (inside * image).sum()
-                sums[2] += image.square().sum()
-                sums[3] += basis.bulk(deviation).square().sum()
-                sums[4] += ((inside @ inner) * inside).sum()
-                signs = torch.randint(0, 2, (probes, len(rows)), generator=generator, device=operator.device)
-                sources += (2.0 * signs.to(operator.dtype) - 1.0) @ deviation
-    off = float((mean - gradient).norm() / gradient.norm())
-    if not off <= _MEAN_TOLERANCE:
-        remedy = "must be the mean over samples along the leading dimension; the population target needs no such loss"
-        raise InvalidArgument("loss_fn", f"per-sample gradients off their mean by {off:.2g}", remedy)
-    values = _array(sums / total)
-    names = ("dominant_0", "dominant_1", "dominant_2", "bulk_0", "kept_inside")
-    found = {name: value[()] for name, value in zip(names, values, strict=True)}
-    found["coupling"] = found["dominant_1"] - found.pop("kept_inside")
-    return found, sources / math.sqrt(total)
+    along: Tensor,
+    probes: Tensor,
+    block: Tensor,
+    noise: float,
+    step: float,
+) -> Array:
+    """`beyond_quadratic` for updates h ± noise·z, ``(3, 2, probes)``: averaged over the sign, so that odd terms go."""
+    found = [
+        beyond_quadratic(
+            operator,
+            loss_fn,
+            basis,
+            gradient,
+            along + sign * noise * probes,
+            (block[:, :1] + sign * noise * block[:, 1:]).mT,
+            step,
+        )
+        for sign in (1.0, -1.0)
+    ]
+    return 0.5 * (found[0] + found[1])
 
 
-def _third_derivative(
-    operator: CurvatureOperator, loss_fn: Callable[[Any, Any], Tensor], directions: Tensor, step: float
-) -> Tensor:
-    """T[v, v] of each row v ``(m, P)``: (∇L(θ + ηv) + ∇L(θ − ηv) − 2∇L(θ))/η², over the step η itself."""
-    here = operator.vector.current()
-    found = torch.zeros_like(directions)
-    with operator.reading() as batches:
-        for batch in batches:
-            weight = next(tensors_of(batch)).shape[0] / operator.samples
-            middle = gradient_at(operator.model, loss_fn, operator.vector, batch, here)
-            for row, direction in enumerate(directions):
-                ends = [
-                    gradient_at(operator.model, loss_fn, operator.vector, batch, here + sign * step * direction)
-                    for sign in (1.0, -1.0)
-                ]
-                found[row] += weight * (ends[0] - middle + (ends[1] - middle)) / step**2
-    return found
-
-
-def _with_third(part: SubspaceMoments, bent: Array) -> SubspaceMoments:
-    """Second moments with ⟨Sg, T[h, h]⟩ (first row) added to the signal's and ⟨Sg, T[ξ, ξ]⟩ to the noise's."""
-    signal, noise = part.signal, part.noise
-    return SubspaceMoments(
-        CurvatureMoments(signal.zeroth, signal.first, signal.second + bent[0]),
-        CurvatureMoments(noise.zeroth, noise.first, noise.second + bent[1:]),
-        part.descent,
-    )
-
-
-def _relative_shift(plain: SplitMoments, bent: SplitMoments) -> float:
-    """|η* with the third derivative / η* without it − 1|, of the mean moments; inf where either does not exist."""
-    without, within = (critical_step_size(split.mean(0)).value for split in (plain, bent))
-    shift = abs(float(within / without) - 1.0)
-    return shift if math.isfinite(shift) else math.inf
+def _with_beyond(part: SubspaceMoments, beyond: Array) -> SubspaceMoments:
+    """Second moments with what a step does beyond the quadratic model added to the signal's, one value a probe."""
+    signal = part.signal
+    moved = CurvatureMoments(signal.zeroth, signal.first, signal.second + beyond)
+    return SubspaceMoments(moved, part.noise, part.descent)
 
 
 def _pseudo_values(gram: Array) -> tuple[Array, Array]:
