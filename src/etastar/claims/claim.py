@@ -19,7 +19,7 @@ from etastar.claims.number import Bounded, Number, Truth, Undecided, as_number
 
 __all__ = ["Claim", "Comparison", "at_most", "equal", "less", "same_sign", "surely"]
 
-Form: TypeAlias = Literal["printed", "printed-appendix", "corrected"]
+Form: TypeAlias = Literal["printed", "printed-appendix", "corrected", "own"]
 Kind: TypeAlias = Literal["exact", "numeric"]
 Outcome: TypeAlias = Literal["holds", "refuted", "vacuous"]
 Relation: TypeAlias = Literal["<", "<=", "=", "same sign as"]
@@ -79,11 +79,11 @@ def same_sign(left: Any, right: Any) -> Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A statement of the paper, or its correction, that can be put to the test.
+    """A statement of the paper, its correction, or one of our own, that can be put to the test.
 
     Attributes:
         name: "T8" for Theorem 8, "C9" for Corollary 9; a short word where the paper has no number.
-        form: "printed", "printed-appendix" where the appendix differs, or "corrected".
+        form: "printed", "printed-appendix" where the appendix differs, "corrected", or "own": not in the paper.
         source: Where the paper says it.
         statement: In words.
         formula: In symbols.

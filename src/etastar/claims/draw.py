@@ -17,7 +17,7 @@ from etastar.claims.border import Border, high_border, loss_border, low_border, 
 from etastar.claims.instances import Instances
 from etastar.claims.number import Floats, as_floats, as_number
 
-__all__ = ["SHAPES", "draw"]
+__all__ = ["SHAPES", "draw", "draw_above_floors", "draw_two_levels_above_floors"]
 
 # (d, k), smallest first: the first counterexample found is then one of the smallest.
 SHAPES = ((2, 1), (3, 1), (3, 2), (4, 2), (4, 1), (5, 2), (4, 3), (6, 3), (8, 2), (5, 4), (8, 6), (12, 4))
@@ -40,6 +40,32 @@ def draw(rng: np.random.Generator, count: int, dimension: int, rank: int) -> Ins
         placed = _placed(rng, start)
         stepped = replace(placed, step_size=as_number(_step_sizes(rng, placed)))
     return replace(stepped, time=int(rng.integers(0, 5)))
+
+
+def draw_above_floors(rng: np.random.Generator, count: int) -> Instances:
+    """Stable noisy runs of one random shape from above their floors, at a time before or after a turn."""
+    dimension, rank = SHAPES[rng.integers(len(SHAPES))]
+    return _above_floors(rng, _spectra(rng, count, dimension, rank), rank)
+
+
+def draw_two_levels_above_floors(rng: np.random.Generator, count: int) -> Instances:
+    """The same with two eigenvalues."""
+    dimension, rank = SHAPES[rng.integers(len(SHAPES))]
+    level = _few_bits(np.exp2(rng.uniform(0.05, 6, (count, 1)) ** rng.choice([0.25, 1])))
+    return _above_floors(rng, np.where(np.arange(dimension) < rank, level, 1.0), rank)
+
+
+def _above_floors(rng: np.random.Generator, spectrum: Floats, rank: int) -> Instances:
+    count, dimension = spectrum.shape
+    noise = _few_bits(np.exp2(rng.uniform(-4, 4, (count, dimension)))) ** 2
+    limit = 2 / (spectrum[:, 0] + spectrum[:, rank])
+    step = _few_bits(np.minimum(limit, 2 / spectrum[:, 0]) * rng.uniform(0, 1, count) ** rng.choice([0.25, 1, 4]))
+    product = step[:, None] * spectrum
+    with np.errstate(all="ignore"):
+        floor = step[:, None] * noise / (spectrum * (2 - product))
+        above = 1 + np.exp2(rng.uniform(-8, 12, (count, 1))) * np.exp2(rng.uniform(-3, 3, (count, dimension)))
+        state = _few_bits(np.where(floor > 0, np.sqrt(floor * above), 1.0), 20)
+    return replace(_plain(spectrum, state, noise, step, rank), time=int(2 ** rng.uniform(0, 6)) - 1)
 
 
 def _plain(spectrum: Floats, state: Floats, noise: Floats, step: Floats, rank: int) -> Instances:

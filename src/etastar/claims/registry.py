@@ -1,11 +1,11 @@
-"""All claims in the order of the paper, and how they are asked for by name."""
+"""All claims in the order of the paper, our own after them, and how they are asked for by name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
 
-from etastar.claims import critical, dynamics, empirical, expectation, loss, stationary, step
+from etastar.claims import critical, dynamics, empirical, expectation, loss, own, stationary, step
 from etastar.claims.claim import Claim
 from etastar.errors import InvalidArgument
 
@@ -45,9 +45,16 @@ _ORDER = (
     "B.4",
     "B.4-curve",
     "S7",
+    "one-turn",
+    "borders",
+    "two-level",
+    "turning-time",
+    "turning-time-upper",
+    "heavy-ball",
+    "label-variance",
 )
-_MODULES = (expectation, step, critical, loss, dynamics, stationary, empirical)
-_FORMS = ("printed", "printed-appendix", "corrected")
+_MODULES = (expectation, step, critical, loss, dynamics, stationary, empirical, own)
+_FORMS = ("printed", "printed-appendix", "corrected", "own")
 
 
 def _place(claim: Claim) -> tuple[int, int]:

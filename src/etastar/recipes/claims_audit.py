@@ -14,7 +14,12 @@ from etastar.report import Check, Column, Section, Table
 
 __all__ = ["AUDIT_HEADS", "audit_json", "audit_rows", "audit_section", "short_counterexample"]
 
-_FORMS = {"printed": "as printed", "printed-appendix": "as printed (appendix)", "corrected": "corrected"}
+_FORMS = {
+    "printed": "as printed",
+    "printed-appendix": "as printed (appendix)",
+    "corrected": "corrected",
+    "own": "our own",
+}
 
 
 def audit_section(verdicts: Sequence[Verdict]) -> Section:
@@ -25,11 +30,13 @@ def audit_section(verdicts: Sequence[Verdict]) -> Section:
     surprises = [v for v in verdicts if not v.as_expected]
     tried = sum(v.instances for v in verdicts)
     as_printed = ", ".join(v.claim for v in holding if v.form == "printed")
+    own = sum(v.form == "own" for v in holding)
     exact = sum(v.kind == "exact" for v in refuted)
     return Section(
         "audit",
         "The paper's claims, audited",
-        f"{len(holding)} statements hold on every instance tried; as printed these: {as_printed or 'none of them'}. "
+        f"{len(holding)} statements hold on every instance tried, {own} of them our own; as printed these: "
+        f"{as_printed or 'none of them'}. "
         f"{len(refuted)} fail as printed, {exact} of them by a [[certified]] counterexample; a corrected form of each "
         f"holds.{f' {len(vacuous)} are [[vacuous]].' if vacuous else ''}",
         "The refuted statements are details of a good paper: bounds printed upside down, a power of λ, limits in "
