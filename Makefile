@@ -13,7 +13,7 @@ install: .venv/.installed
 
 # With PyTorch: only what touches networks waits for it.
 .venv/.network: .venv/.installed
-	$(PIP) '.[dev,xarray,network]'
+	$(PIP) '.[dev,xarray,network,lightning]'
 	touch $@
 
 reproduce: install
@@ -26,14 +26,14 @@ test-slow: .venv/.network
 	$(BIN)/pytest -m slow
 
 lint: .venv/.network
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/basedpyright --warnings
 
 format: install
-	$(BIN)/ruff format src tests benchmarks
-	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks examples
+	$(BIN)/ruff check --fix src tests benchmarks examples
 
 bench: install
 	$(BIN)/python -m benchmarks

@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from etastar import (
     critical_step_size,
     loss_thresholds,
 )
+from etastar.history import HistoryFile
+from etastar.quantities import ESTIMATES, metrics
 from oracles.strategies import parts
 
 ANY = st.one_of(
@@ -256,18 +259,164 @@ def test_no_module_of_ours_can_execute_a_file():
 
 def test_columns_hold_the_criteria_of_each_row(history):
     columns = history.columns()
-    split = moments()
+    split, bounds = moments(), loss_thresholds(moments())
     assert columns["step"].tolist() == [0, 10, 20]
+    assert columns["step_size"].tolist() == [0.1] * 3
     assert columns["regime"].tolist() == [critical_step_size(split).regime.name] * 3
-    for name, value in (
-        ("alignment", alignment(split)),
-        ("critical_step_size", critical_step_size(split).value),
-        ("threshold_dominant", loss_thresholds(split).dominant),
-        ("threshold_bulk", loss_thresholds(split).bulk),
-    ):
+    assert columns["regime_resolved"].tolist() == [True] * 3
+    expected = {
+        "alignment": alignment(split),
+        "chi": math.sqrt(alignment(split)),
+        "critical_step_size": critical_step_size(split).value,
+        "threshold_dominant": bounds.dominant,
+        "threshold_bulk": bounds.bulk,
+        "threshold_full": bounds.full,
+        "step_over_critical": 0.1 / critical_step_size(split).value,
+        "step_over_dominant": 0.1 / bounds.dominant,
+        "step_over_bulk": 0.1 / bounds.bulk,
+        "step_over_full": 0.1 / bounds.full,
+        "noise_share_dominant": 2 / (4 + 2),
+        "noise_share_bulk": 2 / (3 + 2),
+        "noise_share_full": 4 / (7 + 4),
+        "recoverable_loss": math.nan,
+    }
+    assert set(expected) == set(ESTIMATES)
+    for name, value in expected.items():
         for column in (name, f"{name}_low", f"{name}_high"):  # exact moments have no width
-            assert columns[column].tolist() == [value] * 3
+            np.testing.assert_allclose(columns[column], [value] * 3, rtol=1e-14)
     assert {len(column) for column in columns.values()} == {3}
+    assert all(len(column) == 0 for column in History().columns().values())
+
+
+def replicates(*slopes, **more):
+    """Noise of several slopes: what a training measurement looks like."""
+    return Measurement(5, 0.1, SplitMoments.stack([moments(noise=(0.5, q, 4 * q)) for q in slopes]), 8, **more)
+
+
+def test_columns_turn_intervals_over_and_take_the_eigenvalue_from_the_certificate():
+    certificate = {"largest_eigenvalue": 40.0, "third_derivative_shift": 0.03}
+    row = replicates(1.9, 2.0, 2.1, certificate=certificate, recoverable=np.array([1.0, 2.0, 3.0]))
+    columns = {name: column[0] for name, column in History([row]).columns().items()}
+    assert (columns["largest_eigenvalue"], columns["stability_limit"]) == (40.0, 0.05)
+    assert columns["third_derivative_shift"] == 0.03
+    critical = row.critical_step_size
+    assert columns["step_over_critical_low"] == 0.1 / critical.high
+    assert columns["step_over_critical_high"] == 0.1 / critical.low
+    ratio = columns["step_over_dominant"]
+    assert columns["step_over_dominant_low"] < ratio < columns["step_over_dominant_high"]
+    np.testing.assert_allclose(ratio, 0.1 * (4 + 2) / (2 * 1.0))
+    # η/η_D is linear in the noise here, so that its jackknife is the textbook interval of a mean.
+    error = 0.1 / 2 * np.std([1.9, 2.0, 2.1], ddof=1) / math.sqrt(3)
+    np.testing.assert_allclose(columns["step_over_dominant_high"] - ratio, 2.9199855803537 * error)
+    assert columns["recoverable_loss"] == 2.0
+
+
+def test_what_is_not_resolved_stays_away_from_trackers():
+    shift = {"third_derivative_shift": 0.01}
+    clear = metrics(replicates(1.9, 2.0, 2.1, certificate=shift))
+    assert clear["regime"] == "LOW"
+    assert {"critical_step_size", "step_over_critical_low", "alignment", "third_derivative_shift"} <= set(clear)
+    assert "largest_eigenvalue" not in clear  # no certificate, no number
+    assert "recoverable_loss" not in clear
+    bent = metrics(replicates(1.9, 2.0, 2.1, certificate={"third_derivative_shift": 3.0}))
+    assert not any(name.startswith(("critical_step", "step_over_critical")) for name in bent)
+    wide = replicates(-40.0, 2.0, 44.0)  # M may have either sign
+    assert not wide.critical_step_size.resolved
+    seen = metrics(wide)
+    assert "regime" not in seen
+    assert not any(name.startswith(("critical_step", "step_over_critical")) for name in seen)
+    assert all(math.isfinite(value) for value in seen.values())
+    exact = metrics(Measurement(0, 0.1, moments()))
+    assert exact["critical_step_size"] == exact["critical_step_size_low"]
+
+
+@pytest.fixture
+def growing(history, tmp_path):
+    file = HistoryFile(tmp_path / "run.jsonl")
+    for row in history:
+        file.append(row)
+    return tmp_path / "run.jsonl"
+
+
+def test_a_file_that_grows_is_the_file_that_is_saved(growing, saved):
+    assert growing.read_text() == saved.read_text()
+
+
+def test_a_killed_process_leaves_every_measurement_it_made(tmp_path):
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_history import HistoryFile, Measurement, moments
+file = HistoryFile({str(tmp_path / "run")!r})
+for step in range(5):
+    file.append(Measurement(step, 0.1, moments()))
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == -9
+    assert [row.step for row in History.load(tmp_path / "run")] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("text", ["", HEADER[:20], HEADER, HEADER + "\n"])
+def test_a_file_without_measurements_is_begun_again(tmp_path, text):
+    (tmp_path / "run").write_text(text)
+    HistoryFile(tmp_path / "run").append(Measurement(1, 0.1, moments()))
+    assert [row.step for row in History.load(tmp_path / "run")] == [1]
+
+
+@pytest.mark.parametrize("text", ["notes", "notes\n", HEADER + "\n" + '{"step', HEADER[:-1] + ' , "more": 1}\n', "\n"])
+def test_a_file_with_anything_else_is_refused_and_kept(tmp_path, growing, text):
+    (tmp_path / "run").write_text(text)
+    with pytest.raises(InvalidFile, match="exists and holds another history; name a new file"):
+        HistoryFile(tmp_path / "run")
+    assert (tmp_path / "run").read_text() == text
+    before = growing.read_text()
+    with pytest.raises(InvalidFile, match="another history"):
+        HistoryFile(growing)
+    other = History([Measurement(0, 0.2, moments())])
+    with pytest.raises(InvalidFile, match="another history"):
+        HistoryFile(growing, other)
+    assert growing.read_text() == before
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+@pytest.mark.parametrize("torn", [0, 1, 30])
+def test_a_resumed_file_loses_what_lies_beyond_the_state(growing, history, kept, torn):
+    growing.write_text(growing.read_text()[: -torn or None])
+    file = HistoryFile(growing, History(list(history)[:kept]))
+    assert len(History.load(growing)) == kept
+    file.append(Measurement(99, 0.1, moments()))
+    assert [row.step for row in History.load(growing)] == [*[0, 10, 20][:kept], 99]
+
+
+def test_a_resumed_run_may_have_lost_its_file(tmp_path, history):
+    HistoryFile(tmp_path / "run", history)
+    assert len(History.load(tmp_path / "run")) == 3
+
+
+def test_two_writers_do_not_destroy_each_other(growing, history):
+    first = HistoryFile(growing, history)
+    second = HistoryFile(growing, history)
+    first.append(Measurement(30, 0.1, moments()))
+    with pytest.raises(InvalidFile, match="was changed by somebody else"):
+        second.append(Measurement(40, 0.1, moments()))
+    assert [row.step for row in History.load(growing)] == [0, 10, 20, 30]
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path, growing):
+    (tmp_path / "file").write_text("x")
+    for path, complaint in (
+        (tmp_path, "is no regular file"),
+        (Path("/dev/full"), "is no regular file"),
+        (tmp_path / "file" / "run", "cannot be written"),
+        (tmp_path / ("x" * 300), "cannot be written"),
+    ):
+        with pytest.raises(InvalidFile, match=complaint):
+            HistoryFile(path)
+    file = HistoryFile(tmp_path / "gone")
+    (tmp_path / "gone").unlink()
+    with pytest.raises(InvalidFile, match="cannot be written"):
+        file.append(Measurement(1, 0.1, moments()))
 
 
 def test_an_xarray_dataset_holds_the_columns_along_the_steps(history):
@@ -277,7 +426,8 @@ def test_an_xarray_dataset_holds_the_columns_along_the_steps(history):
     assert set(dataset.data_vars) == set(columns) - {"step"}
     for name in dataset.data_vars:
         assert dataset[name].dims == ("step",)
-        assert dataset[name].values.tolist() == columns[name].tolist()
+        np.testing.assert_array_equal(dataset[name].values, columns[name])
+    assert dataset["threshold_full"].attrs["long_name"] == "loss threshold η_full [parameter²/loss]"
 
 
 def test_a_missing_xarray_is_named(history, monkeypatch):

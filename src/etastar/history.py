@@ -1,12 +1,14 @@
 """The history of a run: measurements in the order they were made.
 
-A history is saved as JSON lines, one measurement a line under a header with the schema version. Nothing in
-such a file is ever executed; numbers survive to the last bit, and a torn last line is tolerated.
+A history is saved as JSON lines, one measurement a line under a header with the schema version; `HistoryFile` writes
+them while the run goes. Nothing in such a file is ever executed; numbers survive to the last bit, and a torn last line
+is tolerated.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,12 @@ from etastar.errors import InvalidArgument, InvalidFile, MissingExtra
 from etastar.files import parse_json, read_text, write_text
 from etastar.measurement import Measurement, decode, encode
 from etastar.moments import SplitMoments
-from etastar.uncertainty import Estimate
+from etastar.quantities import ESTIMATES, NUMBERS
 
-__all__ = ["History", "Measurement"]
+__all__ = ["History", "HistoryFile", "Measurement"]
 
 _SCHEMA = "etastar.history"
 _VERSION = 1
-_COLUMNS = ("alignment", "critical_step_size", "threshold_dominant", "threshold_bulk", "threshold_full")
 
 
 class History:
@@ -77,37 +78,42 @@ class History:
 
     def rolling(self, count: int) -> History:
         """Windows of `count` measurements, one ending at each measurement from the `count`-th on; as `window`."""
-        return History([History(self._measurements[: end + 1]).window(count) for end in range(count - 1, len(self))])
+        ends = range(max(count, 1), len(self) + 1)
+        return History([History(self._measurements[end - count : end]).window(count) for end in ends])
 
     def columns(self) -> dict[str, np.ndarray[Any, Any]]:
-        """One array per quantity, each of shape ``(len,)``: values, and ``_low``/``_high`` of their intervals."""
-        table: dict[str, list[Any]] = {"step": [], "step_size": [], "regime": []}
-        for name in _COLUMNS:
-            table |= {name: [], f"{name}_low": [], f"{name}_high": []}
-        for row in self:
-            table["step"].append(row.step)
-            table["step_size"].append(row.step_size)
-            table["regime"].append(row.regime.name)
-            for name, estimate in _estimates(row).items():
-                table[name].append(estimate.value)
-                table[f"{name}_low"].append(estimate.low)
-                table[f"{name}_high"].append(estimate.high)
-        return {name: np.array(column) for name, column in table.items()}
+        """One array per quantity, each of shape ``(len,)``; `quantities` defines them.
+
+        Estimates come as ``name``, ``name_low`` and ``name_high``, the ends of their 90 % intervals; NaN where there
+        is none. The regime is text.
+        """
+        table = {name: np.array([number(row) for row in self]) for name, (_, number) in NUMBERS.items()}
+        for name, (_, quantity) in ESTIMATES.items():
+            found = [quantity(row) for row in self]
+            for end, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):
+                table[name + suffix] = np.array([getattr(estimate, end) for estimate in found], dtype=np.float64)
+        return table
 
     def to_xarray(self) -> Any:
-        """The columns as an ``xarray.Dataset`` along ``step``; MissingExtra where xarray is not installed."""
+        """The columns as an ``xarray.Dataset`` along ``step``, each with its definition as ``long_name``.
+
+        Raises:
+            MissingExtra: xarray is not installed.
+        """
         try:
             import xarray
         except ImportError:
             raise MissingExtra("History.to_xarray", "xarray") from None
         columns = self.columns()
         step = columns.pop("step")
-        return xarray.Dataset({name: ("step", column) for name, column in columns.items()}, coords={"step": step})
+        dataset = xarray.Dataset({name: ("step", column) for name, column in columns.items()}, coords={"step": step})
+        for name, (definition, _) in {**NUMBERS, **ESTIMATES}.items():
+            dataset[name].attrs["long_name"] = definition
+        return dataset
 
     def save(self, path: str | Path) -> None:
         """Write JSON lines, whole or not at all."""
-        lines = [json.dumps({"schema": _SCHEMA, "version": _VERSION}), *map(encode, self)]
-        write_text(path, "\n".join(lines) + "\n")
+        write_text(path, _text(self))
 
     @classmethod
     def load(cls, path: str | Path) -> History:
@@ -131,10 +137,70 @@ class History:
         return history
 
 
-def _estimates(row: Measurement) -> dict[str, Estimate]:
-    thresholds = row.loss_thresholds
-    values = (row.alignment, row.critical_step_size, thresholds.dominant, thresholds.bulk, thresholds.full)
-    return dict(zip(_COLUMNS, values, strict=True))
+class HistoryFile:
+    """A history on disk that grows with the run: the header at once, then one line a measurement as it is made.
+
+    What a failed write (a full disk) leaves is taken back, and its line goes out with the next one.
+
+    Args:
+        path: A new file, or with `history` the one to go on with.
+        history: What a resumed run has measured already. Rows of the file beyond it are dropped, since those steps
+            are run again.
+
+    Raises:
+        InvalidFile: The file exists and holds something else, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path, history: History | None = None) -> None:
+        self._path, self._pending = Path(path), b""
+        resumed, begin = bool(history), _text(history or History()).encode()
+        try:
+            if self._path.exists() and not self._path.is_file():
+                raise InvalidFile("path", str(path), "is no regular file; name another")
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a+b") as file:
+                file.seek(0)
+                found = file.read()
+                whole = found[: found.rfind(b"\n") + 1]  # a torn last line goes
+                same = begin.startswith(whole) or whole.startswith(begin)
+                if not (begin.startswith(found) or (resumed and whole and same)):
+                    raise InvalidFile("path", str(path), "exists and holds another history; name a new file")
+                self._end = min(len(whole), len(begin))
+                file.truncate(self._end)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        self._write(begin[self._end :])
+
+    def append(self, measurement: Measurement) -> None:
+        """Write one line; it has left the process when this returns.
+
+        Raises:
+            InvalidFile: It could not be written, or somebody else writes to the file too.
+        """
+        self._write(encode(measurement).encode() + b"\n")
+
+    def _write(self, lines: bytes) -> None:
+        self._pending += lines
+        try:
+            if self._path.stat().st_size != self._end:
+                raise InvalidFile("path", str(self._path), "was changed by somebody else since the last measurement")
+            try:
+                with self._path.open("ab") as file:
+                    file.write(self._pending)
+            except BaseException:  # Ctrl-C too
+                os.truncate(self._path, self._end)
+                raise
+        except OSError as error:
+            raise self._unwritable(error) from None
+        self._end += len(self._pending)
+        self._pending = b""
+
+    def _unwritable(self, error: OSError) -> InvalidFile:
+        return InvalidFile("path", str(self._path), f"cannot be written: {error.strerror or error}")
+
+
+def _text(history: History) -> str:
+    return "\n".join([json.dumps({"schema": _SCHEMA, "version": _VERSION}), *map(encode, history)]) + "\n"
 
 
 def _check_header(path: str, line: str) -> None:

@@ -413,6 +413,59 @@ def test_a_subspace_is_read_like_everything_else():
     assert run.gauge.summary(window=8).dominant is None
 
 
+def test_the_fraction_of_a_subspace_is_that_of_the_projected_update():
+    """On a basis far from invariant, by hand: ½⟨Pu, HPu⟩ over ⟨Pu, g'⟩, and parameters are where they were."""
+    torch.manual_seed(2)
+    H = torch.diag(torch.linspace(0.5, 4.0, 6, dtype=torch.float64))
+    basis = torch.linalg.qr(torch.randn(6, 2, dtype=torch.float64))[0]
+    P = basis @ basis.T
+    weight = torch.nn.Parameter(torch.ones(6, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=0.05)
+    gauge = StepGauge(optimizer, basis, every=2)
+    sums = np.zeros((2, 2))
+    for _ in range(40):
+        before = weight.detach().clone()
+        if due := gauge.due:
+            gauge.second(lambda: 0.5 * weight @ H @ weight)
+        weight.grad = H @ before + torch.randn(6, dtype=torch.float64)
+        optimizer.step()
+        u = before - weight.detach()
+        torch.testing.assert_close(u, 0.05 * weight.grad)
+        if due:
+            for row, part in zip(sums, (P @ u, u - P @ u), strict=True):
+                row += [float(0.5 * part @ H @ part), float(part @ H @ before)]
+    summary = gauge.summary()
+    assert gauge.overhead == pytest.approx(3 / 2)
+    for part, (bend, slope) in zip((summary.dominant, summary.bulk), sums, strict=True):
+        assert part.threshold_fraction.value == pytest.approx(bend / slope, rel=1e-9)
+    whole = 0.5 * summary.total.curvature.value / summary.total.slope.value
+    assert summary.total.threshold_fraction.value == pytest.approx(whole, rel=1e-12)
+    assert summary.dominant.loss_change.value + summary.bulk.loss_change.value == pytest.approx(
+        summary.total.loss_change.value, rel=1e-9
+    )
+
+
+def test_a_failure_where_only_part_of_the_step_is_made_puts_the_parameters_back():
+    weight = torch.nn.Parameter(torch.ones(6))
+    optimizer = torch.optim.SGD([weight], lr=0.05)
+    gauge = StepGauge(optimizer, torch.eye(6)[:, :2], every=2)
+    seen = []
+
+    def loss():
+        seen.append(weight.detach().clone())
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return weight.square().sum()
+
+    gauge.second(loss)
+    weight.grad = torch.ones(6)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    torch.testing.assert_close(seen[2], torch.tensor([0.95] * 2 + [1.0] * 4))
+    assert torch.equal(weight.detach(), seen[1])
+    assert torch.equal(weight.detach(), torch.full((6,), 0.95))
+
+
 def test_a_basis_that_does_not_fit_is_refused_or_dropped():
     run = Loop()
     for bad, why in ((torch.eye(11)[:, :2] * 2, "orthonormal"), (torch.eye(10), r"\(11, k\)"), ("V", r"\(11, k\)")):

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from etastar.network import GaussNewtonOperator, HessianOperator, SubspaceTracker, preflight
+from etastar.network import GaussNewtonOperator, HessianOperator, StepGauge, SubspaceTracker, preflight
+from etastar.network.isolation import aside
 
 
 class Net(nn.Module):
@@ -163,3 +164,48 @@ def test_training_with_and_without_measuring_is_bit_identical() -> None:
 
     for a, b in zip(train(True), train(False), strict=True):
         assert torch.equal(a, b)
+
+
+class Lazy(nn.Module):
+    """A buffer filled at the first forward pass, another one registered there, and a mode that it switches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 2)
+        self.register_buffer("cache", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.cache is None:
+            self.cache = torch.ones(())
+            self.register_buffer("late", torch.zeros(3))
+        self.inner.eval()
+        return self.inner(x) * self.cache
+
+
+def test_buffers_born_inside_a_measurement_are_gone_after_it() -> None:
+    model = Lazy()
+    before = list(model.state_dict())
+    batch = (torch.ones(4, 6), torch.ones(4, 2))
+    HessianOperator(model, loss_fn, [batch]).gradient()
+    assert model.cache is None
+    assert list(model.state_dict()) == before
+    assert model.inner.training
+    gauge = StepGauge(torch.optim.SGD(model.parameters(), lr=0.1), every=2)
+    gauge.second(lambda: loss_fn(model, batch), model=model)
+    assert list(model.state_dict()) == before
+    assert model.inner.training
+
+
+def test_aside_the_streams_are_ones_own() -> None:
+    """Two evaluations draw the same, not what the run draws next; a generator of its own is the caller's affair."""
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    drawn = []
+    for _ in range(2):
+        with aside(None, [torch.device("cpu")], 17):
+            drawn.append((torch.rand(3), random.random(), np.random.rand()))  # noqa: S311, NPY002
+            assert torch.is_grad_enabled()
+    assert torch.equal(drawn[0][0], drawn[1][0])
+    assert drawn[0][1:] == drawn[1][1:]
+    assert torch.equal(state, torch.get_rng_state())
+    assert not torch.equal(torch.rand(3), drawn[0][0])

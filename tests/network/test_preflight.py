@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from etastar import InvalidArgument
@@ -101,6 +102,70 @@ class Counting(nn.Module):
         return self.inner(x) * self.calls
 
 
+TOKENS = torch.randint(0, 11, (8, 5), generator=torch.Generator().manual_seed(4))
+
+
+class Language(nn.Module):
+    """A tiny transformer over tokens, its embedding tied to its head, attention by its mathematical kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed = nn.Embedding(11, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return self.head(self.block(self.embed(tokens)))
+
+
+def words(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+
+
+class Convolutional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+        )
+        self.body(torch.randn(20, 1, 4, 4))
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+class Recurrent(nn.Module):
+    """Time first: samples lie along the second dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.cell, self.out = nn.GRU(3, 6, num_layers=2), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.cell(x)[0][-1])
+
+
+def autocast(model: nn.Module, batch: Any) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return (model(batch[0]).float() - batch[1]).square().mean()
+
+
+def scaled() -> nn.Module:
+    model = mlp()
+    model[1].register_full_backward_hook(lambda module, inward, outward: (2 * inward[0],))
+    return model
+
+
+def straight_through(x: torch.Tensor) -> torch.Tensor:
+    return x + (torch.round(3 * x) / 3 - x).detach()
+
+
 def sparse() -> nn.Module:
     return nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.Linear(24, 2))
 
@@ -182,12 +247,36 @@ REFUSED: dict[str, tuple[str, Callable[[], tuple[nn.Module, Any, Any]]]] = {
         lambda: (nn.Linear(6, 2), lambda m, b: Skewed.apply(m.weight), [BATCH]),
     ),
     "a hidden part": (
-        "products off differences",
+        "gradient off differences",
         lambda: (mlp(), lambda m, b: (m(b[0]).exp() * m(b[0]).detach()).mean(), [BATCH]),
     ),
+    "a module hook that scales": ("gradient off differences", lambda: (scaled(), loss_fn, [BATCH])),
+    "straight through": (
+        "gradient off differences",
+        lambda: (mlp(), lambda m, b: loss_fn(lambda x: straight_through(m(x)), b), [BATCH]),
+    ),
+    "a sum over samples": (
+        "summed loss",
+        lambda: (mlp(), lambda m, b: (m(b[0]) - b[1]).square().sum(), [BATCH]),
+    ),
+    "a sum over tokens": (
+        "summed loss",
+        lambda: (
+            Language(),
+            lambda m, b: nn.functional.cross_entropy(m(b).flatten(0, 1), b.flatten(), reduction="sum"),
+            [TOKENS, TOKENS[:3]],
+        ),
+    ),
+    "a NaN in the second batch": (
+        "loss_fn",
+        lambda: (mlp(), loss_fn, [BATCH, (BATCH[0], BATCH[1] * float("nan"))]),
+    ),
+    "random depth": ("random loss", lambda: (mlp(), lambda m, b: loss_fn(m, b) * float(torch.rand(())), [BATCH])),
+    "random leak": ("random loss", lambda: (mlp(nn.RReLU()).train(), loss_fn, [BATCH])),
     "no double backward": ("loss_fn", lambda: (mlp(), lambda m, b: Once.apply(m(b[0])).square().mean(), [BATCH])),
     "compiled code insisted on": ("loss_fn", insisting),
     "frozen": ("model", lambda: (frozen(), loss_fn, [BATCH])),
+    "autocast": ("reduced precision", lambda: (mlp(), autocast, [BATCH])),
     "half precision": ("0.weight", lambda: (mlp().half(), loss_fn, [BATCH])),
     "empty": ("batches", lambda: (mlp(), loss_fn, [])),
     "read once": ("batches", lambda: (mlp(), loss_fn, iter([BATCH]))),
@@ -254,6 +343,35 @@ CLEAN: dict[str, Callable[[], tuple[nn.Module, Any, Any]]] = {
 }
 
 
+IMAGES = (torch.randn(10, 1, 4, 4), torch.arange(10) % 3)
+SEQUENCES = (torch.randn(7, 6, 3), torch.randn(6, 2))
+CLEAN |= {
+    "convolution with batch norm": lambda: (
+        Convolutional(),
+        lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]),
+        [IMAGES, tuple(t[:7] for t in IMAGES)],
+    ),
+    "recurrent, time first": lambda: (
+        Recurrent(),
+        lambda m, b: (m(b[0].transpose(0, 1)) - b[1]).square().mean(),
+        [(SEQUENCES[0].transpose(0, 1), SEQUENCES[1])],
+    ),
+    "one sample": lambda: (mlp(), loss_fn, [tuple(t[:1] for t in BATCH)]),
+    "an odd number of samples": lambda: (mlp(), loss_fn, [tuple(t[:7] for t in BATCH), tuple(t[7:] for t in BATCH)]),
+    "weight decay in the loss": lambda: (
+        mlp(),
+        lambda m, b: loss_fn(m, b) + 0.01 * sum(p.square().sum() for p in m.parameters()),
+        [BATCH],
+    ),
+    "digits, cross-entropy, tiny loss": lambda: (mlp(), lambda m, b: 1e-6 * loss_fn(m, b), [BATCH]),
+    "named batches": lambda: (
+        mlp(),
+        lambda m, b: loss_fn(m, (b["x"], b["y"])),
+        [{"x": BATCH[0], "y": BATCH[1], "name": "first"}],
+    ),
+}
+
+
 @pytest.mark.parametrize("case", CLEAN)
 def test_no_false_alarm(case: str) -> None:
     model, loss, batches = CLEAN[case]()
@@ -291,6 +409,21 @@ MENTIONED: dict[str, tuple[str, Severity, Callable[[], tuple[nn.Module, Any, Any
     "compiled in place": ("compiled module", Severity.HANDLED, lambda: (compiled_in_place(), loss_fn, [BATCH])),
     "fused attention": ("fused attention", Severity.HANDLED, lambda: (Attention(), loss_fn, [BATCH])),
     "tied": ("tied parameters", Severity.HANDLED, lambda: (tied(), loss_fn, [BATCH])),
+    "tied embedding": ("tied parameters", Severity.HANDLED, lambda: (Language(), words, [TOKENS, TOKENS[:5]])),
+    "contrastive": (
+        "coupled samples",
+        Severity.NOTE,
+        lambda: (mlp(), lambda m, b: (m(b[0]) @ m(b[0]).T).logsumexp(1).mean(), [BATCH]),
+    ),
+    "mean over tokens that count": (
+        "coupled samples",
+        Severity.NOTE,
+        lambda: (
+            mlp(),
+            lambda m, b: ((m(b[0]) - b[1]).square().sum(1) * b[2]).sum() / b[2].sum(),
+            [(*BATCH, torch.arange(12.0))],
+        ),
+    ),
     "frozen in part": ("frozen parameters", Severity.NOTE, lambda: (partly_frozen(), loss_fn, [BATCH])),
     "unused": (
         "unused parameters",
@@ -361,4 +494,6 @@ def test_distributed_is_refused_by_name(tmp_path) -> None:
 
 def test_restriction_and_counting_are_the_operators_own() -> None:
     assert preflight(mlp(), loss_fn, [BATCH], "0", count=lambda batch: 3).ok
+    counted = preflight(Language(), words, [TOKENS, TOKENS[:3]], count=lambda batch: 4 * len(batch))
+    assert {finding.name for finding in counted.findings} == {"tied parameters"}
     assert preflight(mlp(), loss_fn, [BATCH], "nowhere").refused[0].name == "parameters"

@@ -1,5 +1,7 @@
 """The network as a producer: its moments against dense algebra, and against the laboratory on linear regression."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from etastar import (
     loss_thresholds,
 )
 from etastar.network import HessianOperator
-from etastar.network.expansion import shift_of, turn_of
+from etastar.network.expansion import turn_of, with_beyond
 from etastar.network.noise import sample_noise
 from etastar.network.producer import Basis, Direction, population_moments, training_moments
 from etastar.quadratic import Noise, Quadratic, Spectrum
@@ -68,6 +70,32 @@ def test_training_moments_are_those_of_the_exact_quadratic(regression):
     step = jackknife(lambda split: critical_step_size(split).value, produced.moments)
     assert abs(step.value - critical_step_size(exact).value) < 4 * step.standard_error
     np.testing.assert_allclose(mean.coupling.signal, 0.0, atol=1e-12 * mean.dominant.signal.first)
+
+
+def test_ritz_vectors_beyond_the_basis_take_the_variance_out_of_the_bulk(regression):
+    """All of them, exact: nothing is left to be probed. Some of them, inexact: the mean stays what it is."""
+    model, batches, X, y = regression
+    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(X.T @ X / N))
+    deviation = X * (X @ model.weight.detach()[0] - y)[:, None]
+    deviation = (deviation - deviation.mean(0)) @ vectors[:, K:]
+    variances = deviation.square().sum(0) / N / B
+    operator = HessianOperator(model, squared, batches)
+    whole = Basis(vectors[:, :K], None, values[:K], vectors[:, K:], values[K:])
+    noise = training_moments(operator, squared, whole, B, probes=3).moments.bulk.noise
+    for power, moment in enumerate((noise.zeroth, noise.first, noise.second)):
+        np.testing.assert_allclose(moment, float(variances @ values[K:] ** power), rtol=1e-9)
+    turned = vectors[:, K : K + 2] + 0.3 * vectors[:, K + 2 : K + 4]
+    some = Basis(vectors[:, :K], None, values[:K], turned / turned.norm(dim=0), 0.9 * values[K : K + 2])
+    moments = training_moments(operator, squared, some, B, probes=400).moments
+    plain = training_moments(operator, squared, replace(some, beyond=None), B, probes=400).moments
+    for name in ("first", "second"):
+        estimate, without = (
+            jackknife(lambda split, name=name: getattr(split.bulk.noise, name), one) for one in (moments, plain)
+        )
+        exact = float(variances @ values[K:] ** (1 if name == "first" else 2))
+        assert abs(estimate.value - exact) < 4 * estimate.standard_error
+        assert estimate.standard_error < 0.7 * without.standard_error
+    np.testing.assert_allclose(moments.bulk.noise.zeroth, float(variances.sum()), rtol=1e-9)
 
 
 def test_an_inexact_basis_keeps_its_coupling(regression):
@@ -238,26 +266,61 @@ def test_at_the_critical_step_of_a_cubic_loss_real_steps_leave_the_alignment_as_
     assert 0 < step < 1
     assert 0.005 < produced.third_shift < 0.5
     noise = sample_noise(operator, cubic, V, operator.gradient(), 6, 3).probes / B**0.5
+    residual = X @ w - y
+    deviation = (residual + residual**2 / 4)[:, None] * X - gradient(w)
+    missing = (deviation @ H @ V).square().sum() / N / B - (noise @ H @ V).square().sum() / 6  # q2_D: exact, not probed
 
     def alignment_after(eta):
         after = torch.stack([gradient(w - eta * (gradient(w) + sign * z)) for z in noise for sign in (1, -1)])
-        return float((after @ V).square().sum() / after.square().sum())
+        inside, whole = ((part.square().sum() / 12 + eta**2 * missing) for part in (after @ V, after))
+        return float(inside / whole)
 
     np.testing.assert_allclose(alignment_after(step), alignment_after(0.0), rtol=1e-9)
     assert alignment_after(0.9 * step) < alignment_after(0.0) < alignment_after(1.1 * step)
 
 
-def test_where_higher_orders_unmake_the_turn_that_is_said():
-    quadratic = SplitMoments(
+def two_replicates(*second):
+    """m0_D, m1_D, w_D = 1, 4, 16 and 3, 3, 3 in the bulk, with noise of zero: ηM − 2N = 45η − 18."""
+    quiet = CurvatureMoments(0.0, 0.0, list(second) or [0.0, 0.0])
+    return SplitMoments(
         SubspaceMoments(CurvatureMoments(1.0, 4.0, 16.0), CurvatureMoments(0.0, 0.0, 0.0)),
-        SubspaceMoments(CurvatureMoments(3.0, 3.0, 3.0), CurvatureMoments(0.0, 0.0, 0.0)),
+        SubspaceMoments(CurvatureMoments(3.0, 3.0, 3.0), quiet),
     )
-    assert shift_of(quadratic, np.zeros((3, 2)), 0.1) < 1e-12
-    growing = np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 400.0]])  # the bulk's energy grows with the fourth power
-    assert np.isnan(turn_of(quadratic, growing))
-    assert shift_of(quadratic, growing, 0.1) == np.inf
-    mild = growing / 20
-    turn = turn_of(quadratic, mild)  # 45η − 18 − 20η³ = 0 at the first root
+
+
+def fourth(*bulk):
+    """The bulk's energy grows with η⁴ at these rates, one a replicate."""
+    return np.stack([np.zeros((2, len(bulk))), np.zeros((2, len(bulk))), [np.zeros(len(bulk)), bulk]])
+
+
+def test_where_higher_orders_unmake_the_turn_that_is_said():
+    plain, unmade = (
+        with_beyond(two_replicates(), fourth(0.0, 0.0), 0.1),
+        with_beyond(two_replicates(), fourth(400.0, 400.0), 0.1),
+    )
+    assert plain[1] < 1e-12
+    assert critical_step_size(plain[0].mean(0)).value == pytest.approx(0.4)
+    assert np.isnan(turn_of(two_replicates().mean(0), fourth(400.0).mean(2)))
+    assert unmade[1] == np.inf
+    moments, shift = with_beyond(two_replicates(), fourth(20.0, 20.0), 0.1)
+    turn = float(critical_step_size(moments.mean(0)).value)
     np.testing.assert_allclose(45 * turn - 18 - 20 * turn**3, 0, atol=1e-9)
-    np.testing.assert_allclose(shift_of(quadratic, mild, 0.1), turn / 0.4 - 1, rtol=1e-9)
-    assert shift_of(quadratic, mild, 2.0) == np.inf  # it has turned back by then
+    steepness = (45 - 60 * turn**2) * turn / 18  # of the turn, 1 without higher orders
+    np.testing.assert_allclose(shift, max(turn / 0.4 - 1, 1 - steepness), rtol=1e-9)
+    assert with_beyond(two_replicates(), fourth(20.0, 20.0), 2.0)[1] == np.inf  # it has turned back by then
+    assert with_beyond(two_replicates(), fourth(10.0, 400.0), 0.1)[1] == np.inf  # one replicate decides
+
+
+def test_the_interval_of_a_turn_is_the_jackknife_of_the_turn():
+    rates, seconds = np.array([10.0, 30.0, 18.0, 24.0, 21.0]), np.array([0.2, 0.1, 0.3, 0.1, 0.2])
+    moments, _ = with_beyond(two_replicates(*seconds), fourth(*rates), 0.1)
+
+    def turn(keep):
+        roots = np.roots([-rates[keep].mean(), 0.0, 45 - seconds[keep].mean(), -18])
+        return roots[(np.abs(roots.imag) < 1e-12) & (roots.real > 0)].real.min()
+
+    without = np.array([turn(np.arange(5) != left) for left in range(5)])
+    error = np.sqrt(4 / 5 * np.sum((without - without.mean()) ** 2))
+    found = jackknife(lambda split: critical_step_size(split).value, moments)
+    assert found.value == pytest.approx(turn(np.arange(5)), rel=1e-9)
+    assert found.standard_error == pytest.approx(error, rel=0.02)

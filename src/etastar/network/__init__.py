@@ -17,8 +17,9 @@ except ImportError as error:
 from etastar.network.curvature import GaussNewtonOperator, HessianOperator
 from etastar.network.explored import SymmetricOperator
 from etastar.network.findings import Finding, PreflightReport, Severity
+from etastar.network.forecast import DecayForecast, ForecastOutcome, LossForecast, decay_forecast
 from etastar.network.gauge import GaugeOutcome, GaugePart, GaugeSummary, StepGauge
-from etastar.network.meter import AlignmentMeter, MeterHandle
+from etastar.network.meter import AlignmentMeter, MeterHandle, Tracker
 from etastar.network.parameters import ParameterVector
 from etastar.network.preflight import preflight
 from etastar.network.search import Goal
@@ -26,13 +27,16 @@ from etastar.network.subspace import Subspace, SubspaceOutcome, SubspaceTracker
 
 __all__ = [
     "AlignmentMeter",
+    "DecayForecast",
     "Finding",
+    "ForecastOutcome",
     "GaugeOutcome",
     "GaugePart",
     "GaugeSummary",
     "GaussNewtonOperator",
     "Goal",
     "HessianOperator",
+    "LossForecast",
     "MeterHandle",
     "ParameterVector",
     "PreflightReport",
@@ -42,5 +46,7 @@ __all__ = [
     "SubspaceOutcome",
     "SubspaceTracker",
     "SymmetricOperator",
+    "Tracker",
+    "decay_forecast",
     "preflight",
 ]

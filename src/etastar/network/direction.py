@@ -15,14 +15,15 @@ from etastar.errors import InvalidArgument
 from etastar.network.parameters import ParameterVector
 from etastar.network.producer import Direction
 
-__all__ = ["check_optimizer", "step_size_of", "update_direction"]
+__all__ = ["check_optimizer", "is_plain", "step_size_of", "update_direction"]
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+def check_optimizer(optimizer: torch.optim.Optimizer, vector: ParameterVector) -> None:
     """Refuse what the moments do not describe.
 
     Raises:
-        InvalidArgument: Not plain ``torch.optim.SGD``, groups that differ in a setting, or a loss that is maximised.
+        InvalidArgument: Not plain ``torch.optim.SGD``, groups that differ in a setting, a loss that is maximised, or
+            parameters of `vector` that it does not move.
     """
     if type(optimizer) is not torch.optim.SGD:
         remedy = "the meter describes torch.optim.SGD (momentum, Nesterov, weight decay); use StepGauge"
@@ -33,6 +34,15 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
             raise InvalidArgument(f"optimizer {setting}", sorted(values), "must be one for all groups; use StepGauge")
     if optimizer.param_groups[0]["maximize"]:
         raise InvalidArgument("optimizer maximize", True, "the moments describe descent")
+    moved = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+    if still := [name for name, tensor in zip(vector.names, vector.tensors, strict=True) if id(tensor) not in moved]:
+        remedy = "it must move every parameter that is measured: freeze the others, or name these in `parameters`"
+        raise InvalidArgument("optimizer", f"{len(still)} parameters not in it, {still[0]} first", remedy)
+
+
+def is_plain(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the update is the gradient itself: neither momentum nor weight decay."""
+    return all(group["momentum"] == 0 and group["weight_decay"] == 0 for group in optimizer.param_groups)
 
 
 def step_size_of(optimizer: torch.optim.Optimizer) -> float:
@@ -46,9 +56,9 @@ def update_direction(optimizer: torch.optim.Optimizer, vector: ParameterVector, 
     Weight decay enters h only: the moments stay those of the loss.
     """
     group = optimizer.param_groups[0]
-    momentum, decay = float(group["momentum"]), float(group["weight_decay"])
-    if momentum == 0 and decay == 0:
+    if is_plain(optimizer):
         return None
+    momentum, decay = float(group["momentum"]), float(group["weight_decay"])
     decayed = gradient if decay == 0 else gradient + decay * vector.current()
     if momentum == 0:
         return Direction(decayed)

@@ -228,7 +228,7 @@ def _remedy(message: str) -> str | None:
     text = message.lower()
     if "modified by an inplace operation" in text:
         return "the parameters moved while graphs were held; leave operator.held() before a step"
-    if "torch.compile" in text or "aot_autograd" in text:
+    if "torch.compile" in text or "aot_autograd" in text or "donated buffer" in text:
         return "compiled code has no double backward; give loss_fn the module that was not compiled"
     if not any(sign in text for sign in ("derivative for", "double backward", "differentiate twice", "once_differ")):
         return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
@@ -15,6 +16,7 @@ from etastar.network.parameters import ParameterVector
 __all__ = ["inspect_graph", "inspect_model", "inspect_parameters"]
 
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel")
+_NARROW = {torch.float16, torch.bfloat16}
 # Autograd nodes of functions whose second derivative jumps, so that there is no third.
 _KINKED = (
     "Relu",
@@ -75,8 +77,19 @@ def inspect_parameters(model: nn.Module, vector: ParameterVector) -> Iterator[Fi
         yield Finding("gradient hooks", Severity.REFUSED, _listed(hooked), remedy)
 
 
-def inspect_graph(loss: Tensor) -> Iterator[Finding]:
-    """Kinked functions and fused attention, from the names of the graph's nodes."""
+def inspect_graph(evaluate: Callable[[], Tensor]) -> Iterator[Finding]:
+    """What the graph of a loss is made of: kinked functions, fused attention, numbers of few digits."""
+    dtypes: set[torch.dtype] = set()
+
+    def keep(tensor: Tensor) -> Tensor:
+        dtypes.add(tensor.dtype)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = evaluate()
+    if narrow := sorted(str(dtype).removeprefix("torch.") for dtype in dtypes & _NARROW):
+        remedy = "products would be good to two digits; give a loss_fn without autocast, in float32"
+        yield Finding("reduced precision", Severity.REFUSED, f"the loss computes in {_listed(narrow)}", remedy)
     names = {type(node).__name__ for node in nodes_of([loss])}
     if kinked := sorted(n.rstrip("0123456789") for n in names if n.startswith(_KINKED)):
         remedy = "no third derivative: its term is missing where it is asked for; Tanh, GELU or Softplus have one"

@@ -8,36 +8,33 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from etastar.errors import EtastarError, InvalidArgument
+from etastar.errors import InvalidArgument
+from etastar.files import parse_json
 from etastar.history import History, Measurement
+from etastar.measurement import decode, encode
+from etastar.network.attachment import MeterHandle, Tracker
 from etastar.network.curvature import HessianOperator
-from etastar.network.direction import check_optimizer, step_size_of, update_direction
+from etastar.network.direction import check_optimizer, is_plain, update_direction
+from etastar.network.findings import PreflightReport
+from etastar.network.parameters import ParameterVector
+from etastar.network.preflight import preflight
 from etastar.network.producer import Basis, Direction, Produced, population_moments, training_moments
+from etastar.network.sharpness import batch_sharpness
 from etastar.network.subspace import Subspace, SubspaceTracker
+from etastar.uncertainty import Estimate
 
-__all__ = ["AlignmentMeter", "MeterHandle"]
+__all__ = ["AlignmentMeter", "MeterHandle", "Tracker"]
 
 Target = Literal["training", "population"]
 LossFunction = Callable[[Any, Any], Tensor]
-
-
-@dataclass(slots=True)
-class MeterHandle:
-    """What `AlignmentMeter.attach` returns."""
-
-    hook: Any
-
-    def remove(self) -> None:
-        """Stop measuring; the history stays."""
-        self.hook.remove()
 
 
 class AlignmentMeter:
@@ -49,8 +46,9 @@ class AlignmentMeter:
         curvature_batches: Fixed and re-iterable. With target "training" they *are* the loss; with "population" they
             give the Hessian and the basis, half of them each side of a product.
         rank: k.
-        every: Steps between measurements, at least.
-        overhead: Share of the run's time that measuring may take; the next measurement waits until it fits.
+        every: An attached meter measures at multiples of this many steps only.
+        overhead: What measuring may cost, as a share of the run's own time: after the first, each measurement waits
+            until one like the last fits. None measures at every multiple.
         target: "training", or "population": then `gradient_batches` are needed.
         gradient_batches: Three or more independent batches of one size, from other samples than the curvature's.
         tolerance: Error of the basis asked for at each refresh, ‖(I − VVᵀ)V*‖_F/√k.
@@ -61,6 +59,12 @@ class AlignmentMeter:
         parameters: Names or prefixes to restrict to.
         training: Mode to evaluate in: False for evaluation mode, None for each module as it is.
         seed: Of the tracker and the probes.
+
+    Attributes:
+        history: The measurements so far.
+        step: Steps of the run so far: counted while attached, saved in `state_dict`, free to set before `measure`.
+        skipped: Steps at which an attached meter failed, with the reason.
+        preflight: What was found when it was attached; None before.
 
     Raises:
         InvalidArgument: A target without its batches, or whatever `HessianOperator` refuses.
@@ -89,23 +93,20 @@ class AlignmentMeter:
             raise InvalidArgument("every", every, "must be at least 1")
         if overhead is not None and not overhead > 0:
             raise InvalidArgument("overhead", overhead, "must be positive, or None to measure at every `every` steps")
+        if target not in ("training", "population"):
+            raise InvalidArgument("target", target, 'must be "training" or "population"')
         self.model, self.loss_fn, self.target = model, loss_fn, target
-        self.every, self.overhead = every, overhead
+        self.every, self.overhead, self.step = every, overhead, 0
         self.history = History()
         self.skipped: list[tuple[int, str]] = []
-        self._tolerance, self._probes, self._replace, self._seed = tolerance, probes, replace, seed
-        self._training, self._third = training, third_derivative
-        batches = list(curvature_batches)
-        self.operator = HessianOperator(model, loss_fn, batches, parameters, training=training)
-        self._halves = self._gradients = None
-        if target == "population":
-            self._halves, self._gradients = self._population(batches, gradient_batches, parameters)
-        elif target != "training":
-            raise InvalidArgument("target", target, 'must be "training" or "population"')
-        self.tracker = SubspaceTracker(self.operator, rank, seed=seed)
-        self._step = 0
-        self._spent = 0.0
-        self._began = self._ended = time.perf_counter()
+        self.preflight: PreflightReport | None = None
+        self._rank, self._tolerance, self._probes = rank, tolerance, probes
+        self._replace, self._third, self._seed = replace, third_derivative, seed
+        self._parameters, self._training = parameters, training
+        self._batches = list(curvature_batches)
+        self._gradient_batches = [] if gradient_batches is None else list(gradient_batches)
+        self._handle: MeterHandle | None = None
+        self._build()
 
     def measure(self, step_size: float, batch_size: int, optimizer: torch.optim.Optimizer | None = None) -> Measurement:
         """Measure here and now, and keep the measurement in the history.
@@ -116,60 +117,128 @@ class AlignmentMeter:
             optimizer: Where the update is not the plain gradient: an SGD with momentum or weight decay.
 
         Raises:
-            InvalidArgument: A loss that is not finite, batches that changed, an optimizer that is not SGD.
+            InvalidArgument: A loss that is not finite, batches that changed, an optimizer that is not SGD or leaves
+                parameters out; with target "population", momentum or weight decay.
         """
         begin = time.perf_counter()
-        before = self.operator.products
-        with self.operator.held():
+        self._follow_parameters()
+        if optimizer is not None:
+            self._check(optimizer)
+        before = self._products
+        with torch.autocast(self.operator.device.type, enabled=False), self.operator.held():
             subspace = self.tracker.refresh(self._tolerance)
-            basis = Basis(subspace.basis, self.operator @ subspace.basis, subspace.eigenvalues.to(subspace.basis))
+            basis = Basis.tracked(self.tracker, subspace)
             produced = self._produce(basis, step_size, batch_size, optimizer)
         measurement = Measurement(
-            step=self._step,
+            step=self.step,
             step_size=step_size,
             moments=produced.moments,
             batch_size=batch_size,
-            provenance={"target": self.target, "samples": self.operator.samples},
+            provenance={
+                "target": self.target,
+                "samples": self.operator.samples,
+                "parameters": self.operator.vector.size,
+            },
             recoverable=produced.recoverable if bool(np.all(np.isfinite(produced.recoverable))) else None,
             certificate=_certificate(subspace, produced.third_shift),
-            cost={"products": self.operator.products - before, "seconds": round(time.perf_counter() - begin, 6)},
+            cost={"products": self._products - before, "seconds": round(time.perf_counter() - begin, 6)},
         )
-        self._spent += time.perf_counter() - begin
         self.history.append(measurement)
         return measurement
 
-    def attach(self, optimizer: torch.optim.Optimizer, batch_size: int) -> MeterHandle:
-        """Measure before the first step and then after steps of `optimizer`, when `every` and `overhead` allow it.
+    def batch_sharpness(self, batches: Iterable[Any]) -> Estimate:
+        """E⟨g_B, H_B g_B⟩/E‖g_B‖² over mini-batches of the run, [loss/parameter²]; see `sharpness.batch_sharpness`."""
+        return batch_sharpness(self.model, self.loss_fn, batches, self._parameters, training=self._training)
 
-        A measurement that fails is recorded in `skipped` with its reason; the run goes on.
+    def attach(
+        self,
+        optimizer: torch.optim.Optimizer,
+        batch_size: int,
+        *,
+        path: str | Path | None = None,
+        log: Tracker | None = None,
+    ) -> MeterHandle:
+        """Measure before the first step of `optimizer` and then before others, when `every` and `overhead` allow it.
+
+        Preflight runs first, and its report stays in `preflight`. A measurement that fails is recorded in `skipped`
+        with its reason; the run goes on. ``handle.remove()`` ends it.
+
+        Args:
+            optimizer: Of the run: stepped with a closure or without, by a scaler or not.
+            batch_size: b, all samples behind one step, [samples]: accumulated micro-batches together.
+            path: Where to write the history while the run goes, as JSON lines. A new file; or that of the run being
+                resumed, after `load_state_dict`: rows beyond the state are dropped from it.
+            log: A tracker: ``log.log(metrics, step)`` gets every measurement, as `etastar.quantities.metrics`.
 
         Raises:
-            InvalidArgument: An optimizer whose update the moments do not describe.
+            InvalidArgument: An optimizer whose update the moments do not describe, whatever preflight refuses (in its
+                own name), a meter that is attached already, a file that exists.
         """
-        check_optimizer(optimizer)
-        self._began = self._ended = time.perf_counter()
-        self._spent = 0.0
+        if self._handle is not None and self._handle.attached:
+            raise InvalidArgument("optimizer", type(optimizer).__name__, "the meter is attached: handle.remove() first")
+        self._follow_parameters()
+        self._check(optimizer)
+        with torch.autocast(self.operator.device.type, enabled=False):
+            self.preflight = preflight(
+                self.model, self.loss_fn, self._batches, self._parameters, training=self._training
+            )
+        self.preflight.require()
+        self._handle = MeterHandle(self, optimizer, batch_size, path, log)
+        return self._handle
 
-        def after(stepped: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-            self._step += 1
-            if self._step % self.every == 0 and self._affordable():
-                self._try(stepped, batch_size)
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to be measured as if it had never stopped; safe for ``weights_only`` loading."""
+        return {
+            "step": self.step,
+            "history": [encode(measurement) for measurement in self.history],
+            "skipped": [list(entry) for entry in self.skipped],
+            "tracker": self.tracker.state_dict(),
+        }
 
-        self._try(optimizer, batch_size)
-        return MeterHandle(optimizer.register_step_post_hook(after))
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`, on a meter made like the one that saved it, and before it is attached.
 
-    def _try(self, optimizer: torch.optim.Optimizer, batch_size: int) -> None:
+        Raises:
+            InvalidArgument: Of another model or rank, or not a state of a meter.
+        """
         try:
-            self.measure(step_size_of(optimizer), batch_size, optimizer)
-        except EtastarError as error:
-            self.skipped.append((self._step, str(error)))
+            history = History([decode(parse_json(line)) for line in state["history"]])
+            step, skipped, tracker = (
+                int(state["step"]),
+                [(int(s), str(r)) for s, r in state["skipped"]],
+                state["tracker"],
+            )
+        except (KeyError, TypeError, ValueError):
+            raise InvalidArgument("state", type(state).__name__, "must come from AlignmentMeter.state_dict()") from None
+        self.tracker.load_state_dict(tracker)
+        self.step, self.history, self.skipped = step, history, skipped
 
-    def _affordable(self) -> bool:
-        """Whether the time spent measuring so far is within the budget of the run's own time."""
-        if self.overhead is None:
-            return True
-        trained = time.perf_counter() - self._began - self._spent
-        return self._spent <= self.overhead * trained
+    @property
+    def _products(self) -> int:
+        return sum(operator.products for operator in (self.operator, *(self._halves or ())))
+
+    def _build(self) -> None:
+        """The operators over the parameters that are trainable now, and a tracker that starts cold."""
+        self.operator = self._operator(self._batches)
+        self._halves = self._gradients = None
+        if self.target == "population":
+            self._halves, self._gradients = self._population()
+        self.tracker = SubspaceTracker(self.operator, self._rank, seed=self._seed)
+
+    def _operator(self, batches: list[Any]) -> HessianOperator:
+        return HessianOperator(self.model, self.loss_fn, batches, self._parameters, training=self._training)
+
+    def _follow_parameters(self) -> None:
+        """Start anew where parameters were frozen, unfrozen or added: every vector has other entries then."""
+        now, before = ParameterVector.of(self.model, self._parameters).tensors, self.operator.vector.tensors
+        if [id(tensor) for tensor in now] != [id(tensor) for tensor in before]:
+            self._build()
+
+    def _check(self, optimizer: torch.optim.Optimizer) -> None:
+        check_optimizer(optimizer, self.operator.vector)
+        if self.target == "population" and not is_plain(optimizer):
+            remedy = 'the population target describes plain SGD; measure momentum and weight decay with "training"'
+            raise InvalidArgument("optimizer", "momentum or weight decay", remedy)
 
     def _produce(
         self, basis: Basis, step_size: float, batch_size: int, optimizer: torch.optim.Optimizer | None
@@ -183,9 +252,7 @@ class AlignmentMeter:
             found = None if optimizer is None else update_direction(optimizer, self.operator.vector, gradient)
             return found or Direction(gradient)
 
-        if optimizer is not None:
-            check_optimizer(optimizer)
-        plain = optimizer is None or update_direction(optimizer, self.operator.vector, self.operator.gradient()) is None
+        plain = optimizer is None or is_plain(optimizer)
         return training_moments(
             self.operator,
             self.loss_fn,
@@ -195,27 +262,21 @@ class AlignmentMeter:
             replace=self._replace,
             direction=None if plain else direction,
             third_step=step_size if self._third and step_size > 0 else None,
-            seed=self._seed + self._step,
+            seed=self._seed + self.step,
         )
 
-    def _population(
-        self, batches: list[Any], gradient_batches: Iterable[Any] | None, parameters: list[str] | str | None
-    ) -> tuple[tuple[HessianOperator, HessianOperator], list[HessianOperator]]:
+    def _population(self) -> tuple[tuple[HessianOperator, HessianOperator], list[HessianOperator]]:
         """Hessians of two halves of the curvature batches, and one operator for each gradient batch."""
-        given = [] if gradient_batches is None else list(gradient_batches)
+        batches, given = self._batches, self._gradient_batches
         if len(batches) < 2:
             raise InvalidArgument("curvature_batches", len(batches), "the population target needs at least two")
         if len(given) < 3:
             raise InvalidArgument("gradient_batches", len(given), "the population target needs at least three")
-
-        def operator(part: list[Any]) -> HessianOperator:
-            return HessianOperator(self.model, self.loss_fn, part, parameters, training=self._training)
-
-        gradients = [operator([batch]) for batch in given]
+        gradients = [self._operator([batch]) for batch in given]
         sizes = sorted({one.samples for one in gradients})
         if len(sizes) > 1:
             raise InvalidArgument("gradient_batches", sizes, "must all have one size")
-        return (operator(batches[::2]), operator(batches[1::2])), gradients
+        return (self._operator(batches[::2]), self._operator(batches[1::2])), gradients
 
 
 def _certificate(subspace: Subspace, third_shift: float) -> dict[str, str | int | float]:

@@ -81,7 +81,7 @@ def sample_noise(
                         part[index].view(-1).add_(row)
                 coordinates.append(sum(piece @ side for piece, side in zip(flat, onto, strict=True)))  # pyright: ignore[reportArgumentType]
                 squares.append(sum(torch.linalg.vector_norm(piece, dim=1).double() ** 2 for piece in flat))  # pyright: ignore[reportArgumentType]
-    _refuse_other_mean(sums[0] / total, gradient)
+    _refuse_other_mean(sums[0] / total, gradient, float(torch.cat(squares).mean().sqrt()))
     seen = torch.cat(coordinates).double()
     inside = seen[:, :-1] - (vectors.mT @ gradient).double()
     energy = gradient.double() @ gradient.double()
@@ -95,8 +95,9 @@ def _flat(split: Callable[[Tensor], list[Tensor]]) -> Callable[[Tensor], list[Te
     return lambda vector: [piece.reshape(-1) for piece in split(vector)]
 
 
-def _refuse_other_mean(mean: Tensor, gradient: Tensor) -> None:
-    off = float((mean - gradient).norm() / gradient.norm())
+def _refuse_other_mean(mean: Tensor, gradient: Tensor, typical: float) -> None:
+    # At a minimum the gradient is round-off of the samples' own, whose `typical` size says what is small.
+    off = float((mean - gradient).norm()) / max(float(gradient.norm()), _MEAN_TOLERANCE * typical, 1e-300)
     if not off <= _MEAN_TOLERANCE:
         remedy = "must be the mean over samples along the leading dimension; the population target needs no such loss"
         raise InvalidArgument("loss_fn", f"per-sample gradients off their mean by {off:.2g}", remedy)

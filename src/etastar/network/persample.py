@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 from etastar.network.batches import tensors_of
 from etastar.network.parameters import ParameterVector
 
-__all__ = ["gradient_at", "per_sample_gradients", "per_sample_pieces"]
+__all__ = ["gradient_at", "loss_at", "map_tensors", "per_sample_gradients", "per_sample_pieces"]
 
 LossFunction = Callable[[Any, Any], Tensor]
 _CHUNK_BYTES = 64 << 20
@@ -45,6 +45,12 @@ def gradient_at(
     return torch.cat([piece.reshape(-1) for piece in found])
 
 
+@torch.no_grad()
+def loss_at(model: nn.Module, loss_fn: LossFunction, vector: ParameterVector, batch: Any, parameters: Tensor) -> Tensor:
+    """L of one batch at `parameters` ``(P,)``, a scalar; a forward pass, and the model stays as it is."""
+    return loss_fn(_Displaced(model, dict(zip(vector.names, vector.split(parameters), strict=True))), batch)
+
+
 def per_sample_gradients(
     model: nn.Module, loss_fn: LossFunction, vector: ParameterVector, batch: Any
 ) -> Iterator[Tensor]:
@@ -62,7 +68,7 @@ def per_sample_pieces(
     height = max(1, _CHUNK_BYTES // (vector.size * vector.tensors[0].element_size()))
     vectorised = True
     for begin in range(0, samples, height):
-        part = _map(batch, lambda tensor, at=slice(begin, begin + height): tensor[at])
+        part = map_tensors(batch, lambda tensor, at=slice(begin, begin + height): tensor[at])
         if vectorised:
             try:
                 yield _vectorised(model, loss_fn, vector, part)
@@ -75,7 +81,7 @@ def per_sample_pieces(
 def _vectorised(model: nn.Module, loss_fn: LossFunction, vector: ParameterVector, batch: Any) -> list[Tensor]:
     def one(values: tuple[Tensor, ...], sample: Any) -> Tensor:
         shown = _Displaced(model, dict(zip(vector.names, values, strict=True)))
-        return loss_fn(shown, _map(sample, lambda tensor: tensor[None]))
+        return loss_fn(shown, map_tensors(sample, lambda tensor: tensor[None]))
 
     values = tuple(tensor.detach() for tensor in vector.tensors)
     return [piece.detach() for piece in vmap(grad(one), in_dims=(None, 0))(values, batch)]
@@ -85,18 +91,18 @@ def _looped(model: nn.Module, loss_fn: LossFunction, vector: ParameterVector, ba
     samples = next(tensors_of(batch)).shape[0]
     rows: list[tuple[Tensor, ...]] = []
     for index in range(samples):
-        loss = loss_fn(model, _map(batch, lambda tensor, at=slice(index, index + 1): tensor[at]))
+        loss = loss_fn(model, map_tensors(batch, lambda tensor, at=slice(index, index + 1): tensor[at]))
         rows.append(torch.autograd.grad(loss, vector.tensors, allow_unused=True, materialize_grads=True))
     return [torch.stack(pieces) for pieces in zip(*rows, strict=True)]
 
 
-def _map(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same structure with `change` applied to every tensor."""
     if isinstance(batch, Tensor):
         return change(batch)
     if isinstance(batch, Mapping):
-        return {name: _map(value, change) for name, value in cast(Mapping[Any, Any], batch).items()}
+        return {name: map_tensors(value, change) for name, value in cast(Mapping[Any, Any], batch).items()}
     if isinstance(batch, (tuple, list)):
-        changed = [_map(value, change) for value in cast(list[Any], batch)]
+        changed = [map_tensors(value, change) for value in cast(list[Any], batch)]
         return tuple(changed) if isinstance(batch, tuple) else changed
     return batch

@@ -1,7 +1,8 @@
 """Is the curvature of this model, loss and data sound? One finding per defect, with its cause and remedy.
 
-What can be seen is inspected; what can be measured is: two passes over the data, and the Hessian's products against
-symmetry, linearity and a central difference of the gradient. The run is left as it was, bit for bit.
+What can be seen is inspected; what can be measured is: two passes over the data, a batch against its halves, the
+gradient against differences of the loss, and the Hessian's products against symmetry, linearity and differences of
+the gradient. The run is left as it was, bit for bit.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from etastar.errors import InvalidArgument
-from etastar.network.batches import Batches, Count, tensors_of
+from etastar.network.batches import Batches, Count, samples_in, tensors_of
 from etastar.network.curvature import HessianOperator
 from etastar.network.findings import Finding, PreflightReport, Severity
 from etastar.network.graph import HessianGraph, checked_loss, named_errors
 from etastar.network.inspection import inspect_graph, inspect_model, inspect_parameters
 from etastar.network.isolation import refuse_distributed, undisturbed
 from etastar.network.parameters import ParameterVector
-from etastar.network.probes import asymmetry, difference, nonlinearity, probe_vectors
+from etastar.network.persample import map_tensors
+from etastar.network.probes import asymmetry, difference, nonlinearity, probe_vectors, slope
 
 __all__ = ["preflight"]
 
@@ -43,8 +45,8 @@ def preflight(
 ) -> PreflightReport:
     """Check what `HessianOperator` would be given; the arguments are its own.
 
-    Costs about a dozen gradients of the whole sample. Everything seen is reported together; products are checked
-    only where nothing else is refused.
+    Costs about a dozen gradients of the whole sample. Everything seen is reported together; the loss is cut in halves
+    and differences are taken only where nothing else is refused.
 
     Returns:
         The findings; ``report.ok`` says whether curvature may be used, ``report.require()`` raises where not.
@@ -75,6 +77,8 @@ def _check(
     operator = HessianOperator(model, loss_fn, batches, parameters, training=training, count=count)
     dropping = any(finding.name == "dropout in training mode" for finding in found)
     found += _evaluate(operator, loss_fn, training, dropping)
+    if not any(finding.severity is Severity.REFUSED for finding in found):
+        found += _halves(operator, loss_fn, training, count)
     if not any(finding.severity is Severity.REFUSED for finding in found):
         found += _products(operator, kinked=any(finding.name == "kinked functions" for finding in found))
 
@@ -116,7 +120,7 @@ def _evaluate(
     with operator.reading() as batches:
         batch = next(batches)
     with undisturbed(model, operator.device, None, training, fused=True):
-        yield from inspect_graph(checked_loss(loss_fn(model, batch)))
+        yield from inspect_graph(lambda: checked_loss(loss_fn(model, batch)))
     with undisturbed(model, operator.device, None, training), named_errors("loss_fn"):
         graph = HessianGraph.build(loss_fn(model, batch), tensors)
         again = HessianGraph.build(loss_fn(model, batch), tensors)
@@ -129,6 +133,33 @@ def _evaluate(
         )
         cause = f"two evaluations of one batch give {float(graph.loss):.6g} and {float(again.loss):.6g}"
         yield Finding("random loss", Severity.REFUSED, cause, remedy)
+
+
+def _halves(
+    operator: HessianOperator, loss_fn: Callable[[Any, Any], Tensor], training: bool | None, count: Count | None
+) -> Iterator[Finding]:
+    """The first batch against its halves along the leading dimension: is the loss a mean over samples?"""
+    with operator.reading() as batches:
+        batch = next(batches)
+        try:
+            height = next(tensors_of(batch)).shape[0]
+            pieces = slice(0, height // 2), slice(height // 2, height)
+            parts = [map_tensors(batch, lambda tensor, at=at: tensor[at]) for at in pieces]
+            counts = [samples_in(part, count) for part in parts]
+            whole, *losses = (loss_fn(operator.model, part).detach().double() for part in (batch, *parts))
+        except (InvalidArgument, RuntimeError, ValueError, LookupError, TypeError, AttributeError):
+            return  # samples that do not lie along the leading dimension, or one sample alone
+    mean = sum(loss * number for loss, number in zip(losses, counts, strict=True)) / sum(counts)
+    size, tolerance = sum(loss.abs() for loss in losses), _EXACT[operator.dtype]
+    if bool((whole - mean).abs() <= tolerance * size):
+        return
+    if bool((whole - sum(losses)).abs() <= tolerance * size):
+        remedy = "divide it by the number of samples: batches of other sizes would count for more than their share"
+        yield Finding("summed loss", Severity.REFUSED, "the loss of a batch is the sum of those of its halves", remedy)
+        return
+    cause = f"a batch has {float(whole):.6g}, its halves {float(mean):.6g} on average"
+    remedy = "sound as a mean over batches; the noise of the training target needs a mean over samples"
+    yield Finding("coupled samples", Severity.NOTE, cause, remedy)
 
 
 def _agree(one: HessianGraph, other: HessianGraph, tolerance: float) -> bool:
@@ -145,6 +176,12 @@ def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
 def _products(operator: HessianOperator, kinked: bool) -> Iterator[Finding]:
     gradient = operator.gradient()
     vectors = probe_vectors(operator, gradient)
+    kinks = "kinks crossed within the step would explain it: curvature between kinks, as autograd defines it"
+    severity, allowed = Severity.NOTE if kinked else Severity.REFUSED, _DIFFERENCE[operator.dtype]
+    if (found := slope(operator, vectors[:, 0], gradient, allowed)) > allowed:
+        remedy = "a hook alters it, a backward is wrong, or .detach() hides a part of the loss"
+        cause = f"the gradient is {found:.1e} off a central difference of the loss"
+        yield Finding("gradient off differences", severity, cause, kinks if kinked else remedy)
     products = operator @ vectors
     if not bool(torch.isfinite(products).all()):
         remedy = "a second derivative is infinite here: sqrt or norm at 0, or log(0); add a small constant"
@@ -155,8 +192,6 @@ def _products(operator: HessianOperator, kinked: bool) -> Iterator[Finding]:
         yield Finding("asymmetric products", Severity.REFUSED, f"|uᵀHv − vᵀHu| is {found:.1e} of ‖Hu‖ + ‖Hv‖", remedy)
     if (found := nonlinearity(operator, vectors, products)) > exact:
         yield Finding("nonlinear products", Severity.REFUSED, f"H(3u − 2v) is {found:.1e} off", remedy)
-    if (found := difference(operator, vectors[:, 0], products[:, 0])) > _DIFFERENCE[operator.dtype]:
+    if (found := difference(operator, vectors[:, 0], products[:, 0], allowed)) > allowed:
         cause = f"products are {found:.1e} off a central difference of the gradient"
-        if kinked:
-            remedy = "kinks crossed within the step would explain it: curvature between kinks, as autograd defines it"
-        yield Finding("products off differences", Severity.NOTE if kinked else Severity.REFUSED, cause, remedy)
+        yield Finding("products off differences", severity, cause, kinks if kinked else remedy)

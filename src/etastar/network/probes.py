@@ -1,20 +1,20 @@
-"""Numerical probes of an operator: is it repeatable, symmetric, linear, and the derivative of its own gradient?
+"""Numerical probes of an operator: symmetric, linear, the derivative of its gradient, and that the loss's derivative?
 
 Each returns a relative discrepancy, and leaves the model as it was, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from etastar.network.curvature import HessianOperator
-from etastar.network.parameters import ParameterVector
+from etastar.network.isolation import moved
 
-__all__ = ["asymmetry", "difference", "nonlinearity", "probe_vectors"]
+__all__ = ["asymmetry", "difference", "nonlinearity", "probe_vectors", "slope"]
 
 
 def probe_vectors(operator: HessianOperator, gradient: Tensor, seed: int = 0) -> Tensor:
@@ -40,37 +40,47 @@ def nonlinearity(operator: HessianOperator, vectors: Tensor, products: Tensor) -
     return _relative(operator @ (vectors @ weights) - products @ weights, products)
 
 
-def difference(operator: HessianOperator, vector: Tensor, product: Tensor) -> float:
-    """‖(∇L(θ+εv) − ∇L(θ−εv))/2ε − Hv‖ over ‖Hv‖, the best of three steps ε.
+def difference(operator: HessianOperator, vector: Tensor, product: Tensor, enough: float) -> float:
+    """‖(∇L(θ+εv) − ∇L(θ−εv))/2ε − Hv‖ over ‖Hv‖, the best of up to three steps ε.
 
     The step balances round-off, eps·‖∇L‖/ε, against the third derivative, ε²; where the balance lies depends on
-    the model, hence the three.
+    the model, hence the three. The first that is no more than `enough` is taken.
     """
-    scale = 1.0 + float(operator.vector.current().norm())
+    size = max(float(product.double().norm()), 1e-300)
+
+    def found(step: float) -> float:
+        ahead, behind = (_displaced(operator, sign * step * vector, operator.gradient).double() for sign in (1, -1))
+        roundoff = torch.finfo(operator.dtype).eps * float(ahead.norm() + behind.norm()) / step
+        return max(float(((ahead - behind) / (2 * step) - product.double()).norm()) - roundoff, 0.0) / size
+
+    return _best(operator, found, enough)
+
+
+def slope(operator: HessianOperator, vector: Tensor, gradient: Tensor, enough: float) -> float:
+    """|(L(θ+εv) − L(θ−εv))/2ε − ⟨∇L, v⟩| over ‖∇L‖ for a unit vector v, as `difference`."""
+    expected, size = float(gradient.double() @ vector.double()), max(float(gradient.double().norm()), 1e-300)
+
+    def found(step: float) -> float:
+        ahead, behind = (_displaced(operator, sign * step * vector, operator.loss) for sign in (1, -1))
+        roundoff = 4 * torch.finfo(operator.dtype).eps * (abs(ahead) + abs(behind)) / step
+        return max(abs((ahead - behind) / (2 * step) - expected) - roundoff, 0.0) / size
+
+    return _best(operator, found, enough)
+
+
+def _displaced(operator: HessianOperator, by: Tensor, read: Callable[[], Any]) -> Any:
+    with moved(operator.vector.tensors, operator.vector.split(by)):
+        return read()
+
+
+def _best(operator: HessianOperator, found: Callable[[float], float], enough: float) -> float:
+    step = (1.0 + float(operator.vector.current().norm())) * torch.finfo(operator.dtype).eps ** (1 / 3)
     best = float("inf")
     for factor in (1.0, 8.0, 0.125):
-        step = factor * scale * torch.finfo(operator.dtype).eps ** (1 / 3)
-        with moved(operator.vector, step * vector):
-            ahead = operator.gradient()
-        with moved(operator.vector, -step * vector):
-            behind = operator.gradient()
-        found = ((ahead.double() - behind.double()) / (2 * step) - product.double()).norm()
-        roundoff = torch.finfo(operator.dtype).eps * float(ahead.norm() + behind.norm()) / step
-        best = min(best, max(float(found) - roundoff, 0.0) / max(float(product.double().norm()), 1e-300))
+        best = min(best, found(factor * step))
+        if best <= enough:
+            break
     return best
-
-
-@contextmanager
-def moved(vector: ParameterVector, by: Tensor) -> Generator[None]:
-    """The parameters displaced by `by`, ``(P,)``; put back bit for bit, and as versions go never touched."""
-    before = [tensor.detach().clone() for tensor in vector.tensors]
-    try:
-        for tensor, part in zip(vector.tensors, vector.split(by), strict=True):
-            tensor.data.add_(part)
-        yield
-    finally:
-        for tensor, value in zip(vector.tensors, before, strict=True):
-            tensor.data.copy_(value)
 
 
 def _relative(discrepancy: Tensor, products: Tensor) -> float:

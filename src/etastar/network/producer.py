@@ -20,8 +20,9 @@ from torch import Tensor
 from etastar.errors import InvalidArgument
 from etastar.moments import Coupling, CurvatureMoments, Descent, SplitMoments, SubspaceMoments
 from etastar.network.curvature import CurvatureOperator
-from etastar.network.expansion import beyond_quadratic, shift_of, turn_of
+from etastar.network.expansion import beyond_quadratic, with_beyond
 from etastar.network.noise import SampleNoise, sample_noise
+from etastar.network.subspace import Subspace, SubspaceTracker
 
 __all__ = ["Basis", "Direction", "Produced", "population_moments", "training_moments"]
 
@@ -36,11 +37,30 @@ class Basis:
         vectors: V, orthonormal columns, ``(P, k)``.
         images: H V, ``(P, k)``; or None for Ritz vectors: then Vᵀ H V is the diagonal of the Ritz values.
         eigenvalues: Ritz values, ``(k,)``.
+        beyond: The tracker's next Ritz vectors, orthonormal and orthogonal to V, ``(P, m)``: never part of the
+            subspace, but control variates for the bulk's noise. None for none.
+        beyond_values: Their Ritz values, ``(m,)``.
     """
 
     vectors: Tensor
     images: Tensor | None
     eigenvalues: Tensor
+    beyond: Tensor | None = None
+    beyond_values: Tensor | None = None
+
+    @classmethod
+    def tracked(cls, tracker: SubspaceTracker, subspace: Subspace) -> Basis:
+        """What a tracker found at its last refresh, with all that it carries."""
+        state, rank = tracker.state_dict(), subspace.rank
+        vectors, values = subspace.basis, subspace.eigenvalues.to(subspace.basis)
+        if state["carried"] is None:
+            return cls(vectors, None, values)
+        return cls(vectors, None, values, state["carried"][:, rank:], state["values"][rank:].to(vectors))
+
+    @property
+    def explored(self) -> Tensor:
+        """V with the vectors beyond it, ``(P, k + m)``."""
+        return self.vectors if self.beyond is None else torch.cat([self.vectors, self.beyond], dim=1)
 
     @property
     def projected(self) -> Tensor:
@@ -78,8 +98,8 @@ class Produced:
     Attributes:
         moments: Batch shape ``(replicates,)``.
         recoverable: ½ Σ_D g_i²/λ_i per replicate, ``(replicates,)``, [loss]; NaN where a Ritz value is not positive.
-        third_shift: By what share orders beyond the quadratic model move η*: inf where they make or unmake one, 0
-            where they were left out, NaN where they were not measured.
+        third_shift: By what share orders beyond the quadratic model move η*, or the slope of the turn there: inf where
+            they make or unmake one, 0 where they were left out, NaN where they were not measured.
     """
 
     moments: SplitMoments
@@ -97,6 +117,7 @@ def training_moments(
     replace: bool = True,
     direction: Callable[[Tensor], Direction] | None = None,
     third_step: float | None = None,
+    noise: SampleNoise | None = None,
     seed: int = 0,
 ) -> Produced:
     """Moments with the operator's own batches as the loss; replicates are noise probes.
@@ -112,16 +133,18 @@ def training_moments(
         third_step: With a step size, second moments take in what steps do beyond the quadratic model, from gradients at
             that very step (see `expansion`), and as it is at the step where the alignment turns, so that η* is that
             step; at `third_step` itself where none is. Two gradients a probe: its noise with either sign.
+        noise: Of a pass over the per-sample gradients made before with ``basis.explored``; its probes are taken.
         seed: Of the probes.
 
     Raises:
         InvalidArgument: A loss that is no mean over samples; fewer than two probes.
     """
+    probes = probes if noise is None else len(noise.probes)
     if probes < 2:
         raise InvalidArgument("probes", probes, "must be at least 2 for an interval")
     gradient = operator.gradient()
     update = None if direction is None else direction(gradient)
-    noise = sample_noise(operator, loss_fn, basis.vectors, gradient, probes, seed)
+    noise = noise or sample_noise(operator, loss_fn, basis.explored, gradient, probes, seed)
     samples = operator.samples
     scale = (1.0 if replace or samples == 1 else (samples - batch_size) / (samples - 1)) / batch_size
     scale *= 1.0 if update is None else update.noise_scale**2
@@ -130,17 +153,13 @@ def training_moments(
     signal = _signal(basis, gradient, along, block[:, 0], update is not None)
     noise_dominant, noise_bulk, noise_coupling = _noise_moments(basis, noise, block[:, 1:].mT, scale)
     dominant, bulk = signal.sides(noise_dominant, noise_bulk)
-    shift = 0.0
+    moments, shift = SplitMoments(dominant, bulk, Coupling(signal.coupling, noise_coupling)), 0.0
     if third_step is not None:
-        plain = SplitMoments(dominant, bulk).mean(0)
         beyond = _beyond(operator, loss_fn, basis, gradient, along, noise.probes, block, math.sqrt(scale), third_step)
-        shift, turn = shift_of(plain, beyond.mean(axis=2), third_step), turn_of(plain, beyond.mean(axis=2))
-        over = (turn if math.isfinite(turn) else third_step) ** np.arange(3.0)
-        dominant, bulk = map(_with_beyond, (dominant, bulk), np.tensordot(over, beyond, 1))
-    coupling = Coupling(signal.coupling, noise_coupling)
+        moments, shift = with_beyond(moments, beyond, third_step)
     coordinates = _array(basis.coordinates(gradient))
     recoverable = np.full(probes, _recoverable(coordinates**2, _array(basis.eigenvalues)))
-    return Produced(SplitMoments(dominant, bulk, coupling), recoverable, shift)
+    return Produced(moments, recoverable, shift)
 
 
 def population_moments(
@@ -233,11 +252,13 @@ def _noise_moments(
 ) -> tuple[CurvatureMoments, CurvatureMoments, Array]:
     """Moments of the noise and its coupling, from probes z and their images H z ``(m, P)``.
 
-    With VᵀHz = M Vᵀz + e, M = VᵀHV: what M carries is exact, and the probes add only what e does, which is small.
+    With VᵀHz = M Vᵀz + e, M = VᵀHV: what M carries is exact, and the probes add only what e does, which is small. In
+    the bulk, Σ_j μ_j^p (u_jᵀz)² over the Ritz pairs beyond V is taken from each probe, and its exact mean put back.
     """
-    probes = noise.probes
+    probes, k = noise.probes, basis.vectors.shape[1]
     inside, image = _array(basis.coordinates(probes)), _array(basis.coordinates(images))
-    M, C = _array(basis.projected), noise.dominant.numpy()
+    seen = noise.dominant.numpy()
+    M, C, guards = _array(basis.projected), seen[:k, :k], np.diag(seen)[k:]
     carried = inside @ M
     e = image - carried
     coupling = scale * np.sum(inside * e, axis=1)
@@ -246,11 +267,12 @@ def _noise_moments(
         scale * np.trace(M @ C) + coupling,
         scale * (np.trace(M @ C @ M) + np.sum((2.0 * carried + e) * e, axis=1)),
     )
-    bulk = CurvatureMoments(
-        np.asarray(scale * noise.bulk),
-        scale * _array((basis.bulk(probes) * images).sum(dim=1)),
-        scale * _array(basis.bulk(images).square().sum(dim=1)),
-    )
+    first = _array((basis.bulk(probes) * images).sum(dim=1))
+    second = _array(basis.bulk(images).square().sum(dim=1))
+    if basis.beyond is not None and basis.beyond_values is not None:
+        missed, values = guards - _array(probes @ basis.beyond) ** 2, _array(basis.beyond_values)
+        first, second = first + missed @ values, second + missed @ values**2
+    bulk = CurvatureMoments(np.asarray(scale * (noise.bulk + guards.sum())), scale * first, scale * second)
     return dominant, bulk, coupling
 
 
@@ -279,13 +301,6 @@ def _beyond(
         for sign in (1.0, -1.0)
     ]
     return 0.5 * (found[0] + found[1])
-
-
-def _with_beyond(part: SubspaceMoments, beyond: Array) -> SubspaceMoments:
-    """Second moments with what a step does beyond the quadratic model added to the signal's, one value a probe."""
-    signal = part.signal
-    moved = CurvatureMoments(signal.zeroth, signal.first, signal.second + beyond)
-    return SubspaceMoments(moved, part.noise, part.descent)
 
 
 def _pseudo_values(gram: Array) -> tuple[Array, Array]:

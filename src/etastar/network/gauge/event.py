@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from etastar.errors import InvalidArgument
-from etastar.network.gauge.isolation import dense
-from etastar.network.gauge.vectors import Layout
+from etastar.network.gauge.vectors import Layout, dense
+from etastar.network.isolation import aside, moved
 
-__all__ = ["read_gradients", "same_batch_after", "second_point"]
+__all__ = ["coupling_of", "gradient_aside", "read_gradients", "same_batch_after", "second_point"]
 
 _SAME = 1e-3  # relative difference up to which u counts as lr·g, before rounding of the parameters
 _SAME_AT_MOST = 0.05
+
+
+def gradient_aside(
+    closure: Callable[[], Any], tensors: Sequence[Tensor], seed: int, model: torch.nn.Module | None
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The loss that `closure` returns and its gradient, without a trace in the run.
+
+    Raises:
+        InvalidArgument: The closure returns no scalar with a graph to the parameters.
+    """
+    with aside(model, {tensor.device for tensor in tensors}, seed):
+        loss = closure()
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            remedy = "the function must return the mean loss, a scalar tensor with its graph, and not call backward()"
+            raise InvalidArgument("second", loss, remedy)
+        found: Sequence[Tensor | None] = torch.autograd.grad(loss.reshape(()), tensors, allow_unused=True)
+    return loss.detach().reshape(()), [dense(g) for g in found]
 
 
 def second_point(
@@ -59,12 +77,33 @@ def same_batch_after(
     Returns:
         That, the loss change on the batch less its trapezoid (in the first entry), and lr; ``(L + 1,)`` each.
     """
-    change = [x if y is None else x - y for x, y in zip(before, after, strict=True)]
-    along = layout.dots(update, change)
+    along = layout.dots(update, _difference(before, after))
     trapezoid = 0.5 * along[:-1].sum() - layout.dots(update, before)[:-1].sum()
     gap = torch.zeros_like(along)
     gap[0] = loss_change.to(gap) - trapezoid
     return [along, gap, step]
+
+
+def coupling_of(
+    layout: Layout,
+    update: Sequence[Tensor],
+    after: Sequence[Tensor | None],
+    between: Callable[[], tuple[Tensor, list[Tensor | None]]],
+) -> Tensor:
+    """⟨Pu, HQu⟩ on one batch, in the entry of the subspace: zero where that is invariant, large where it is stale.
+
+    Args:
+        layout: The parameters, already moved, with a basis.
+        update: u.
+        after: g'⁺, the batch's gradient there.
+        between: That gradient at the parameters as they are, to be called where only Pu was made.
+    """
+    rest = [x - inside for x, inside in zip(update, layout.inside(update), strict=True)]
+    with moved(layout.tensors, rest):
+        _, middle = between()
+    found = layout.dots(update, _difference(middle, after))
+    found[:-1] = 0.0
+    return found
 
 
 def read_gradients(source: Sequence[Tensor | None], layout: Layout, scale: float | Tensor) -> list[Tensor | None]:
@@ -77,3 +116,7 @@ def read_gradients(source: Sequence[Tensor | None], layout: Layout, scale: float
         )
     inverse = 1.0 / scale
     return [None if g is None else g * inverse for g in map(dense, source)]
+
+
+def _difference(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [x if y is None else (-y if x is None else x - y) for x, y in zip(a, b, strict=True)]

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from etastar.errors import InvalidArgument
-from etastar.network.gauge.event import read_gradients, same_batch_after, second_point
+from etastar.network.gauge.event import coupling_of, gradient_aside, read_gradients, same_batch_after, second_point
 from etastar.network.gauge.held import Micro, Seen, Source
-from etastar.network.gauge.isolation import gradient_aside
 from etastar.network.gauge.vectors import Layout, Vector, copy_, subtract_
 from etastar.network.gauge.window import Recorder
 
@@ -264,9 +263,15 @@ class Observer:
         self.event = second_point(layout, u, second, seen.here, seen.energy, step)
         self.pair, source, self.source = [], self.source, None
         if source is not None:
-            loss, after = gradient_aside(source.closure, layout.tensors, source.seed, source.model)
-            self.extra_gradients += 1
+
+            def again() -> tuple[Tensor, list[Tensor | None]]:
+                self.extra_gradients += 1
+                return gradient_aside(source.closure, layout.tensors, source.seed, source.model)
+
+            loss, after = again()
             self.pair = same_batch_after(layout, u, second, after, loss - source.loss, step)
+            based = layout.slices is not None
+            self.pair.append(coupling_of(layout, u, after, again) if based else torch.zeros_like(self.pair[0]))
         self.phase = "after"
 
     def _finish_event(self) -> None:

@@ -38,7 +38,9 @@ class GaugePart:
 
     Attributes:
         name: The parameter, the group, "total", "dominant" or "bulk".
-        threshold_fraction: η/η_S, the step over its loss threshold: the loss falls below 1, most at ½.
+        threshold_fraction: η/η_S, the step over its loss threshold: the loss falls below 1, most at ½. Of a subspace:
+            of the update projected onto it, as the meter's, where `second` is given functions; of a layer, and of a
+            subspace otherwise: of its share in the whole update, coupling included.
         loss_change: Per step, by the trapezoid, [loss]; adds up over parameters, groups or subspaces.
         slope: D = E⟨u, g⟩, first-order decrease per step, [loss].
         curvature: K = E⟨u, Hu⟩, [loss].

@@ -9,7 +9,7 @@ from etastar.network.gauge.observer import Observer
 
 __all__ = ["load_state", "save_state"]
 
-_VERSION = 1
+_VERSION = 2
 
 
 def save_state(observer: Observer) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class StepGauge:
         parameters: ``model.named_parameters()``: names for the layers, and the order of the basis; without it, the
             optimizer's order.
         every: Steps per second point, at a random place in each such block. A function given to `second` costs two
-            gradients, so the default costs 2/128 = 1.6 % of a step; gradients given cost one.
+            gradients, so the default costs 2/128 = 1.6 % of a step, and 3/128 with a basis, whose coupling to the rest
+            takes one more; gradients given cost one.
         batch_size: b behind one optimizer step, [samples]; noise scales are in units of b without it.
         sampling: See above.
         seed: Of the places of second points and of the random streams inside `second`.
@@ -164,9 +165,9 @@ class StepGauge:
         """A second gradient at this point, on a batch independent of the run's; before the step.
 
         Args:
-            source: Best a function that returns the mean loss on another batch. It is called twice, now and after
-                the step, and must use the same batch both times: draw it outside. Any autocast belongs inside. Or
-                the gradient itself, in the order of `parameters`.
+            source: Best a function that returns the mean loss on another batch. It is called now and after the step
+                (twice there, with a basis), and must use the same batch every time: draw it outside. Any autocast
+                belongs inside. Or the gradient itself, in the order of `parameters`.
             scale: What gradients given were multiplied by.
             model: Its buffers are put back after each call (BatchNorm).
 

@@ -221,7 +221,7 @@ class _Window:
         q0 = None if energy is None or m0 is None else energy - m0
         q1 = None if bend is None or m1 is None else bend - m1
         batch = float(self.batch_size or 1)
-        fraction = self._ratio(curvature, slope, 0.5)
+        fraction = self._ratio(self.of_the_projection(curvature, columns), slope, 0.5)
         share, along = self._ratio(q1, bend), self._linear(slope)
         readable = self.outcome in (GaugeOutcome.RESOLVED, GaugeOutcome.DEPENDENT)
         return GaugePart(
@@ -238,6 +238,12 @@ class _Window:
             curvature_noise_scale=self._ratio(q1, m1, batch),
             verdict=f"{name}: {in_words(fraction, share, along) if readable else self.outcome.value}",
         )
+
+    def of_the_projection(self, curvature: Mean | None, columns: Array) -> Mean | None:
+        """K of a subspace without what the rest of the update adds, ⟨Pu, HQu⟩ on either side; of all else K itself."""
+        if curvature is None or columns[-1] == 0 or not self.has("Pu·HQu"):
+            return curvature
+        return curvature - self.mean("Pu·HQu", np.append(np.zeros(columns.size - 1), 1.0))
 
     def first_of(self, features: tuple[str, ...], columns: Array) -> Mean | None:
         """The mean of the first feature that the window has."""

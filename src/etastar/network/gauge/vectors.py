@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from etastar.errors import InvalidArgument
-from etastar.network.gauge.isolation import dense
 
-__all__ = ["Layout", "read_parameters"]
+__all__ = ["Layout", "dense", "read_parameters"]
 
 Vector = list[Tensor]
 _ORTHONORMAL = 1e-3  # of VᵀV − I: float32 bases of ours stay within 1e-5
@@ -147,6 +146,14 @@ class Layout:
             total += part.to(self.device)
         return total
 
+    def inside(self, a: Sequence[Tensor]) -> Vector:
+        """The part of a vector in the span of the basis."""
+        coordinates = self.project(a)
+        return [
+            (s @ coordinates.to(s.device, s.dtype)).view_as(x).to(x.dtype)
+            for s, x in zip(self.slices or [], a, strict=True)
+        ]
+
     def step_sizes(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """The optimizer's ``lr`` per parameter, then the one for the basis; ``(L + 1,)``, 0 where there is none."""
         rates = tuple(group.get("lr", 0.0) for group in optimizer.param_groups)
@@ -163,6 +170,11 @@ class Layout:
             parts = [part.to(self.device, self.wide) for part in parts]
         last = parts[0].new_zeros(()) if dominant is None else dominant.to(parts[0])
         return torch.stack([*parts, last])
+
+
+def dense(gradient: Tensor | None) -> Tensor | None:
+    """A sparse gradient as a dense copy, any other as it is."""
+    return gradient.to_dense() if gradient is not None and gradient.layout != torch.strided else gradient
 
 
 def subtract_(a: Vector, b: Sequence[Tensor]) -> None:

@@ -24,7 +24,7 @@ Array = npt.NDArray[np.float64]
 _KINDS: dict[str, tuple[str, ...]] = {
     "step": ("u·g⁺", "u·g⁺/η", "u·g⁺/η²", "g·g"),
     "event": ("u·g'", "g·g'", "g·g'/η", "g⁺·g'", "g⁺·g'/η", "u·u", "g·g at g'", "not ηg"),
-    "pair": ("u·δ", "u·δ/η", "u·δ/η²", "trapezoid gap"),  # δ = g' − g'⁺, noise of the second batch cancels
+    "pair": ("u·δ", "u·δ/η", "u·δ/η²", "trapezoid gap", "Pu·HQu"),  # δ = g' − g'⁺, noise of the second batch cancels
     "micro": ("m0", "m0·η", "g·g at m0"),  # U-statistic over micro-batches
 }
 FEATURES: dict[str, int] = {name: i for i, name in enumerate(name for kind in _KINDS.values() for name in kind)}
@@ -134,8 +134,8 @@ def _derive(kind: str, raw: list[Tensor]) -> list[Tensor]:
         d, e, x, update, energy, wrong, step = raw
         return [d, e, over(e, step), x, over(x, step), update, energy, wrong]
     if kind == "pair":
-        k, gap, step = raw
-        return [k, over(k, step), over(over(k, step), step), gap]
+        k, gap, step, coupling = raw
+        return [k, over(k, step), over(over(k, step), step), gap, coupling]
     m0, energy, step = raw
     return [m0, m0 * step, energy]
 

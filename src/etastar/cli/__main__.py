@@ -1,0 +1,7 @@
+"""``python -m etastar.cli``."""
+
+import sys
+
+from etastar.cli import main
+
+sys.exit(main())

@@ -1,0 +1,104 @@
+"""``etastar lab``: one question to the exact laboratory."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import tyro
+
+from etastar.cli.options import Flag, OptionalPath
+from etastar.terminal import console, print_json, print_table
+
+__all__ = ["lab"]
+
+
+def lab(
+    dimension: int = 500,
+    rank: int = 0,
+    ratio: float = 100.0,
+    two_level: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="FLOAT FLOAT")] = None,
+    data: Annotated[Literal["digits", "diabetes"] | None, tyro.conf.arg(metavar="{digits,diabetes}")] = None,
+    spectrum: OptionalPath = None,
+    step_size: float = 0.003,
+    optimizer: Literal["sgd", "heavy-ball", "nesterov"] = "sgd",
+    momentum: float = 0.9,
+    averaging: float = 0.0,
+    expectation: Literal["ratio-of-means", "mean-of-ratio"] = "ratio-of-means",
+    noise: float = 0.25,
+    batch_size: int = 32,
+    ridge: float = 1e-3,
+    times: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")] = (30_000,),
+    seed: int = 42,
+    out: OptionalPath = None,
+    json: Flag = False,
+) -> int:
+    """Ask the exact laboratory: curve, critical step sizes, regimes and phases of a quadratic.
+
+    For example:
+      etastar lab --ratio 20
+      etastar lab --two-level 100 1 --dimension 1000000000 --rank 10 --noise 1e-9 --step-size 0.01
+      etastar lab --data digits --step-size 0.05
+      etastar lab --ratio 20 --optimizer heavy-ball --momentum 0.9
+
+    Args:
+        dimension: d, of the paper's spectrum or of two levels.
+        rank: k; 0 takes 50, or 1 with --data.
+        ratio: The paper's r (the eigenvalue ratio comes out as r + 0.1).
+        two_level: Two eigenvalues instead, dominant and bulk.
+        data: Ridge regression on this data set instead.
+        spectrum: JSON file with eigenvalues, rank and maybe multiplicities instead.
+        step_size: Step size η.
+        optimizer: What runs.
+        momentum: β of heavy ball and Nesterov.
+        averaging: ω of an exponential moving average of the iterates, which is then what is looked at; 0 for none.
+        expectation: θ as the ratio of expected energies, or E θ beside it (plain SGD).
+        noise: Variance of the gradient noise per coordinate (with --data it is measured).
+        batch_size: Batch size behind the measured noise (--data).
+        ridge: Ridge coefficient (--data).
+        times: The last step, or several times.
+        seed: Seed of the start x₀ ~ N(0, I) (with --data the start is w = 0).
+        out: Directory for curve.csv, lab.png and lab.html.
+        json: Print the answer on stdout as JSON.
+    """
+    from etastar.files import output_directory
+    from etastar.recipes.lab import LabQuestion, ask, write_answer
+
+    if out is not None:
+        output_directory(out)
+    answer = ask(
+        LabQuestion(
+            dimension,
+            rank,
+            ratio,
+            two_level,
+            data,
+            spectrum,
+            batch_size,
+            ridge,
+            step_size,
+            noise,
+            times,
+            seed,
+            optimizer,
+            momentum,
+            averaging,
+            expectation,
+        )
+    )
+    if out is not None:
+        write_answer(answer, out)
+    if json:
+        print_json(answer.to_json())
+        return 0
+    screen = console()
+    screen.print(f"[bold]{answer.title}[/]")
+    screen.print(f"d = {answer.dimension:,}, k = {answer.rank}, λ_k/λ_(k+1) = {answer.ratio:.4g}")
+    screen.print(f"η = {step_size:g}, stable below {answer.stability_limit:.4g}")
+    screen.print(f"θ {answer.phases.shape}.\n")
+    print_table([column.name for column in answer.columns], answer.rows())
+    screen.print("\nη* is the critical step size of the next step; η/η_D and η/η_B are steps over the loss thresholds,")
+    screen.print("1 where a subspace has equilibrated.")
+    if not math.isfinite(answer.curve.loss[-1]):
+        screen.print("Rows end where the loss leaves the range of float64: the step is unstable.")
+    return 0

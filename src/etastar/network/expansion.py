@@ -1,0 +1,151 @@
+"""What a step does beyond the quadratic model: the higher orders of a real loss, from gradients at steps really made.
+
+Near the edge of stability the bulk's gradient is small, and what the dominant motion adds to it through the third
+derivative T is not: ‖Qg + ½η²QT[v,v]‖² has a linear term, often negative, *and* a square, which undoes it. Taking
+the first without the second is worse than neither, so that the gradient is expanded, and then squared whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from etastar.criteria import critical_step_size, neutrality
+from etastar.moments import CurvatureMoments, SplitMoments, SubspaceMoments
+from etastar.network.batches import tensors_of
+from etastar.network.curvature import CurvatureOperator
+from etastar.network.persample import gradient_at
+
+__all__ = ["beyond_quadratic", "turn_of", "with_beyond"]
+
+Array = npt.NDArray[np.float64]
+
+
+class _Basis(Protocol):
+    def coordinates(self, rows: Tensor) -> Tensor: ...
+
+    def bulk(self, rows: Tensor) -> Tensor: ...
+
+
+def beyond_quadratic(
+    operator: CurvatureOperator,
+    loss_fn: Callable[[Any, Any], Tensor],
+    basis: _Basis,
+    gradient: Tensor,
+    updates: Tensor,
+    images: Tensor,
+    step: float,
+) -> Array:
+    """Coefficients of η², η³ and η⁴ that the energies of the next gradient have beyond the quadratic model.
+
+    g(θ − ηv) = g − ηHv + ½η²T, with T from the gradient at the very step, so that the energies are exact there:
+    ⟨Sg, T⟩, −⟨SHv, T⟩ and ¼‖ST‖². At other steps what is left out is of the fourth derivative. One gradient a row.
+
+    Args:
+        operator: Hessian of the loss; its batches are the loss.
+        loss_fn: The same loss.
+        basis: The dominant subspace.
+        gradient: g, ``(P,)``.
+        updates: v, ``(m, P)``.
+        images: H v, ``(m, P)``.
+        step: η, [parameter²/loss].
+
+    Returns:
+        ``(3, 2, m)``: the power of η less two; dominant and bulk; one for each update.
+    """
+    found = step * images - gradient
+    here = operator.vector.current()
+    with operator.reading() as batches:
+        for batch in batches:
+            weight = next(tensors_of(batch)).shape[0] / operator.samples
+            for row, update in enumerate(updates):
+                found[row] += weight * gradient_at(
+                    operator.model, loss_fn, operator.vector, batch, here - step * update
+                )
+    bent = found * (2.0 / step**2)
+    sides: list[Tensor] = []
+    for part in (basis.coordinates, basis.bulk):
+        onto, own = part(bent).double(), part(gradient).double()
+        cross = (part(images).double() * onto).sum(dim=1)
+        sides.append(torch.stack([onto @ own, -cross, 0.25 * onto.square().sum(dim=1)]))
+    return torch.stack(sides, dim=1).cpu().numpy()
+
+
+def turn_of(plain: SplitMoments, beyond: Array) -> float:
+    """The smallest step at which the alignment of expected energies turns; NaN where it turns at none.
+
+    Args:
+        plain: Mean moments of the quadratic model, batch shape ``()``.
+        beyond: Mean of `beyond_quadratic` over the updates, ``(3, 2)``.
+    """
+    roots = np.roots(_polynomial(plain, beyond)[::-1])
+    steps = roots[(np.abs(roots.imag) <= 1e-9 * np.abs(roots)) & (roots.real > 0)].real
+    return float(steps.min()) if len(steps) else float("nan")
+
+
+def with_beyond(split: SplitMoments, beyond: Array, step: float) -> tuple[SplitMoments, float]:
+    """Moments whose second ones take in the orders beyond the quadratic model, as they are where the alignment turns.
+
+    So η* = 2N/M is that turn, and its interval the turn's: with jackknife pseudo-values as replicates, since a turn
+    without one probe is another step. Where it never turns, they are those at `step`.
+
+    Args:
+        split: Moments of the quadratic model, replicates ``(n,)``.
+        beyond: `beyond_quadratic` of each replicate, ``(3, 2, n)``.
+        step: The step in use, [parameter²/loss].
+
+    Returns:
+        The moments, and by what share the higher orders move η*, or the slope with which the alignment turns there,
+        whichever is more: a turn that is nearly a touch may be none. 0 where there is no η* with them or without; inf
+        where one is made or unmade, where a single probe decides on it, or where the alignment turns back below `step`.
+    """
+    n = beyond.shape[2]
+    kept = [np.arange(n), *(np.delete(np.arange(n), left) for left in range(n))]
+    plain = [split[at].mean(0) for at in kept]
+    higher = [beyond[:, :, at].mean(axis=2) for at in kept]
+    turns = np.array([turn_of(*pair) for pair in zip(plain, higher, strict=True)])
+    over = np.where(np.isfinite(turns), turns, step)
+    sides: list[SubspaceMoments] = []
+    for side, name in enumerate(("dominant", "bulk")):
+        added = np.array([powers @ one[:, side] for powers, one in zip(np.vander(over, 3, True), higher, strict=True)])
+        noise = np.array([float(getattr(one, name).noise.second) for one in plain])
+        values = added + noise
+        pseudo = values[0] - (n - 1) * (values[1:] - values[1:].mean())
+        part: SubspaceMoments = getattr(split, name)
+        sides.append(_with_second(part, part.signal.second + pseudo - part.noise.second))
+    shift = _shift(plain[0], higher[0], turns[0], step)
+    decided = np.isfinite(turns).all() or not np.isfinite(turns).any()
+    return SplitMoments(sides[0], sides[1], split.coupling), shift if decided else float("inf")
+
+
+def _with_second(part: SubspaceMoments, second: Array) -> SubspaceMoments:
+    return SubspaceMoments(CurvatureMoments(part.signal.zeroth, part.signal.first, second), part.noise, part.descent)
+
+
+def _shift(plain: SplitMoments, beyond: Array, turn: float, step: float) -> float:
+    """The share that `with_beyond` returns, of mean moments."""
+    critical = float(critical_step_size(plain).value)
+    if np.isnan(turn) or np.isnan(critical):
+        return 0.0 if np.isnan(turn) and np.isnan(critical) else float("inf")
+    change = np.polynomial.Polynomial(_polynomial(plain, beyond))
+    start = change.coef[0]
+    if change(step) * (step - turn) * start > 0:
+        return float("inf")
+    steepness = float(change.deriv()(turn)) * turn / -start  # 1 in the quadratic model
+    return max(abs(turn / critical - 1.0), abs(steepness - 1.0))
+
+
+def _polynomial(plain: SplitMoments, beyond: Array) -> Array:
+    """Coefficients in η, lowest first, of the change of alignment over η: −2N + ηM plus the higher orders."""
+    N, M = neutrality(plain)
+    dominant, bulk = (float(part.signal.zeroth) for part in (plain.dominant, plain.bulk))
+    higher = bulk * beyond[:, 0] - dominant * beyond[:, 1]
+    coefficients = np.array([-2.0 * float(N), float(M) + higher[0], higher[1], higher[2]])
+    finite = np.where(np.isfinite(coefficients), coefficients, 0.0)
+    scale = np.abs(finite).max()
+    return finite / scale if scale > 0 else finite

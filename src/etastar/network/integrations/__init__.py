@@ -1,0 +1,1 @@
+"""The meter inside training frameworks, one module each; a module names the extra it needs."""
