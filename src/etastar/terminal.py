@@ -18,6 +18,7 @@ __all__ = [
     "json_text",
     "one_line",
     "print_json",
+    "print_section",
     "print_table",
     "printable",
     "progress_bar",
@@ -62,6 +63,21 @@ def print_table(heads: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console().print(table)
+
+
+def print_section(section: Any) -> None:
+    """A section of a report without its pictures: finding, checks, tables, reading."""
+    screen = console()
+    screen.print(f"\n[bold]{without_marks(section.title)}[/]")
+    screen.print(without_marks(section.finding), soft_wrap=True)
+    for check in section.checks:
+        mark = "[green]pass[/]" if check.passed else "[bold red]FAIL[/]"
+        statement = f"  {mark}  {without_marks(check.statement)} [dim]({without_marks(check.measured)})[/]"
+        screen.print(statement, soft_wrap=True)
+    for table in section.tables:
+        print_table([column.name for column in table.columns], table.rows)
+    if section.reading:
+        screen.print(without_marks(section.reading), soft_wrap=True)
 
 
 def console() -> Console:

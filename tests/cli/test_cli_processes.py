@@ -15,10 +15,11 @@ import etastar
 from cli.running import COMMAND, group_members, run
 from etastar import cli, terminal
 
-COMMANDS = ("reproduce", "audit", "lab")
+COMMANDS = ("reproduce", "audit", "lab", "diagram", "train")
 FAST = {
     "audit": ["audit", "--claims", "T8", "--instances", "50", "--workers", "1"],
     "lab": ["lab", "--dimension", "60", "--rank", "5", "--times", "0", "10", "100"],
+    "diagram": ["diagram", "alignment-ratio", "--cells", "20", "20"],
 }
 
 

@@ -255,3 +255,34 @@ def test_a_regime_without_a_critical_step_is_a_dash():
     assert [row[2:4] for row in answer.rows()] == [["–", "NEUTRAL"]] * 3
     assert answer.to_json()["critical_step_size"] == [None] * 3
     assert answer.to_json()["ratio"] is None
+
+
+def test_another_optimizer_runs_on_the_same_question():
+    plain = ask(question(times=(50,)))
+    momentum = ask(question(times=(50,), optimizer="heavy-ball", momentum=0.5))
+    assert momentum.stability_limit == pytest.approx(1.5 * plain.stability_limit)
+    assert "heavy ball, β = 0.5" in momentum.title
+    assert momentum.curve.alignment[20] != plain.curve.alignment[20]
+    averaged = ask(question(times=(50,), averaging=0.9))
+    assert averaged.curve.loss[-1] != plain.curve.loss[-1]
+
+
+def test_the_expectation_of_the_ratio_stands_beside_the_ratio_of_expectations():
+    answer = ask(question(times=(10, 1000), expectation="mean-of-ratio"))
+    assert [column.name for column in answer.columns][1:3] == ["θ", "E θ"]
+    assert len(answer.rows()[0]) == len(answer.columns)
+    assert np.all(answer.mean_of_ratio < answer.curve.alignment)
+    np.testing.assert_allclose(answer.mean_of_ratio, answer.curve.alignment, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"momentum": 1.0}, "momentum: got 1.0"),
+        ({"averaging": -0.1}, "averaging: got -0.1"),
+        ({"averaging": 0.5, "expectation": "mean-of-ratio"}, "expectation: got 'mean-of-ratio'"),
+    ],
+)
+def test_optimizer_options_out_of_range_are_named(wrong, message):
+    with pytest.raises(InvalidArgument, match=message):
+        ask(question(**wrong))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from etastar import History, InvalidArgument
 from etastar.cli import main
 from etastar.recipes.networks import load_network
 from etastar.recipes.train import TrainingPlan, train
-from etastar.recipes.train_report import write_run
+from etastar.recipes.train_report import running_history, write_run
 
 PLAN = TrainingPlan("digits-cnn", steps=12, every=6, curvature_samples=60, rank=2)
 FILES = ["history.jsonl", "losses.png", "run.png", "limits.png", "curvature.png", "run.html"]
@@ -40,6 +41,28 @@ def test_the_run_is_written_and_read_again(run, tmp_path):
     assert "held out" in paths[-1].read_text(encoding="utf-8")
 
 
+def test_the_history_can_be_read_while_the_run_goes(tmp_path):
+    seen = []
+
+    def told(_name, step, _total):
+        if step > 6:
+            seen.append(len(History.load(tmp_path / "running.jsonl")))
+
+    with running_history(tmp_path) as live:
+        train(replace(PLAN, live=live), told)
+        assert len(History.load(live)) == 3
+    assert seen[-1] >= 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_gives_way_to_the_next(tmp_path):
+    (tmp_path / "running.jsonl").write_text("torn", encoding="utf-8")
+    with running_history(tmp_path) as live:
+        assert not live.exists()
+    with running_history(None) as live:
+        assert live is None
+
+
 def test_the_initialisation_depends_on_the_seed_alone():
     before = torch.get_rng_state()
     first, second = load_network("digits-mlp", seed=1).model, load_network("digits-mlp", seed=1).model
@@ -52,7 +75,8 @@ def test_the_initialisation_depends_on_the_seed_alone():
     ("wrong", "message"),
     [
         ({"recipe": "resnet"}, "recipe: got 'resnet'"),
-        ({"steps": 0}, "steps: got 0"),
+        ({"steps": -1}, "steps: got -1"),
+        ({"every": -1}, "every: got -1"),
         ({"step_size": -1.0}, "step_size: got -1.0"),
         ({"batch_size": 10_000}, "batch_size: got 10000"),
         ({"curvature_samples": 10_000}, "curvature_samples: got 10000"),
@@ -73,8 +97,8 @@ def test_the_command_prints_strict_json_and_a_table(capsys, tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
     assert main(["train", *options[:-2]]) == 0
     assert "90 % interval" in capsys.readouterr().out
-    assert main(["train", "digits-cnn", "--steps", "0"]) == 2
-    assert capsys.readouterr().err == "etastar: steps: got 0; must be at least 1\n"
+    assert main(["train", "digits-cnn", "--steps", "-1"]) == 2
+    assert capsys.readouterr().err == "etastar: steps: got -1; must be at least 1\n"
 
 
 NO_TORCH = """

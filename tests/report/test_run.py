@@ -37,7 +37,7 @@ def test_page_and_picture_are_written(history, tmp_path):
 def test_stripes_of_equal_regime_cover_the_run_and_are_named_once(history):
     alignment = run_section(history).figures[0].panels[0]
     stripes = [mark for mark in alignment.marks if isinstance(mark, Shade)]
-    assert stripes[0].low == 0 and stripes[-1].high == 1000
+    assert (stripes[0].low, stripes[-1].high) == (0, 1000)
     assert all(left.high == right.low for left, right in itertools.pairwise(stripes))
     assert [stripe.label for stripe in stripes].count("LOW") == 1
 

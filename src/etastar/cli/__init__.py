@@ -17,8 +17,8 @@ from typing import Any
 import tyro
 
 from etastar import __version__
-from etastar.cli.laboratory import lab
-from etastar.cli.networks import train
+from etastar.cli.laboratory import diagram, lab
+from etastar.cli.networks import doctor, train
 from etastar.cli.paper import audit, reproduce
 from etastar.errors import EtastarError, InvalidArgument
 from etastar.terminal import end_workers, one_line, printable
@@ -28,7 +28,14 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    commands: dict[str, Callable[..., int]] = {"reproduce": reproduce, "audit": audit, "lab": lab, "train": train}
+    commands: dict[str, Callable[..., int]] = {
+        "reproduce": reproduce,
+        "audit": audit,
+        "lab": lab,
+        "diagram": diagram,
+        "train": train,
+        "doctor": doctor,
+    }
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Greek letters is no reason to fail
@@ -57,6 +64,8 @@ def _parse_and_run(commands: dict[str, Callable[..., int]], arguments: list[str]
     if arguments == ["--version"]:
         print(f"etastar {__version__}")
         return 0
+    if arguments[:2] == ["lab", "diagram"]:
+        arguments = arguments[1:]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

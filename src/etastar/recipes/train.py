@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,19 +23,37 @@ _GAUGE_EVERY = 64  # steps between second gradients: 3 % of a step's cost
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """The options of ``etastar train``; a zero takes the recipe's own value."""
+    """The options of ``etastar train``; a zero takes the recipe's own value.
+
+    Attributes:
+        recipe: One of the named networks.
+        loss: None takes the recipe's first.
+        steps: Of SGD.
+        step_size: η, [parameter²/loss].
+        batch_size: b.
+        rank: k.
+        every: Steps between measurements, at least.
+        overhead: Share of the run's time that measuring may take; None for no limit.
+        curvature_samples: The first so many training samples are the loss that is measured.
+        metered: Whether meter and gauge are attached.
+        seed: Of the initialisation and the mini-batches.
+        data: Directory of the recipe's files, where it reads any.
+        live: Where to write the history while the run goes.
+    """
 
     recipe: str
-    loss: LossName = "mse"
-    steps: int = 2000
+    loss: LossName | None = None
+    steps: int = 0
     step_size: float = 0.0
     batch_size: int = 0
     rank: int = 0
-    every: int = 50
+    every: int = 0
     overhead: float | None = None
-    curvature_samples: int = 500
+    curvature_samples: int = 0
     metered: bool = True
     seed: int = 0
+    data: Path | None = None
+    live: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +62,7 @@ class TrainedRun:
 
     Attributes:
         plan: What was asked.
+        loss: The loss trained on.
         step_size: η used, [parameter²/loss].
         batch_size: b used.
         history: Measurements; empty without the meter.
@@ -54,6 +74,7 @@ class TrainedRun:
     """
 
     plan: TrainingPlan
+    loss: LossName
     step_size: float
     batch_size: int
     history: History
@@ -78,7 +99,7 @@ class TrainedRun:
         }
         return {
             "recipe": self.plan.recipe,
-            "loss": self.plan.loss,
+            "loss": self.loss,
             "seed": self.plan.seed,
             "steps": self.steps,
             "training_loss": [_plain(value) for value in self.training_loss],
@@ -95,11 +116,13 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainedRun:
     Raises:
         InvalidArgument: An unknown recipe, or a number out of range.
     """
-    if plan.steps < 1:
-        raise InvalidArgument("steps", plan.steps, "must be at least 1")
-    network = load_network(plan.recipe, plan.loss, plan.seed)
-    size = plan.batch_size or network.batch_size
-    eta = plan.step_size or network.step_size
+    network = load_network(plan.recipe, plan.loss, plan.seed, plan.data)
+    own = network.settings
+    steps, every = plan.steps or own.steps, plan.every or own.every
+    size, eta = plan.batch_size or own.batch_size, plan.step_size or own.step_size
+    for name, value in (("steps", steps), ("every", every)):
+        if value < 1:
+            raise InvalidArgument(name, value, "must be at least 1")
     if not (np.isfinite(eta) and eta > 0):
         raise InvalidArgument("step_size", eta, "must be finite and positive")
     if not 1 <= size <= len(network.train[0]):
@@ -111,12 +134,12 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainedRun:
             network.model,
             network.loss_fn,
             network.curvature_batches(plan.curvature_samples),
-            plan.rank or network.rank,
-            every=plan.every,
+            plan.rank or own.rank,
+            every=every,
             overhead=plan.overhead,
             seed=plan.seed,
         )
-        handle = meter.attach(optimizer, size)
+        handle = meter.attach(optimizer, size, path=plan.live)
         gauge = StepGauge(
             optimizer,
             parameters=network.model.named_parameters(),
@@ -125,48 +148,46 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainedRun:
             sampling="independent",
             seed=plan.seed,
         )
-    steps, training, held_out = _run(network, optimizer, size, plan, gauge, progress)
+    seen, training, held_out = _run(network, optimizer, steps, size, plan.seed, gauge, progress)
     if handle is not None:
         handle.remove()
     history, skipped = (History(), []) if meter is None else (meter.history, meter.skipped)
     summary = None if gauge is None else gauge.summary()
-    return TrainedRun(plan, eta, size, history, steps, training, held_out, skipped, summary)
+    return TrainedRun(plan, network.loss, eta, size, history, seen, training, held_out, skipped, summary)
 
 
 def _run(
     network: Network,
     optimizer: torch.optim.Optimizer,
+    count: int,
     size: int,
-    plan: TrainingPlan,
+    seed: int,
     gauge: StepGauge | None,
     progress: Progress | None,
 ) -> tuple[list[int], list[float], list[float]]:
-    inputs, targets = network.train
-    generator, second = (torch.Generator().manual_seed(plan.seed + offset) for offset in (0, 1))
+    generator, second = (torch.Generator().manual_seed(seed + offset) for offset in (0, 1))
 
     def loss_of(source: torch.Generator) -> Callable[[], torch.Tensor]:
-        drawn = torch.randint(len(inputs), (size,), generator=source)
-        return lambda: network.loss_fn(network.model, (inputs[drawn], targets[drawn]))
+        batch = network.draw(source, size)
+        return lambda: network.loss_fn(network.model, batch)
 
-    looked = max(1, plan.steps // 100)
+    looked = max(1, count // 100)
     steps: list[int] = []
-    losses: tuple[list[float], list[float]] = ([], [])
-    for step in range(plan.steps + 1):
-        if step % looked == 0 or step == plan.steps:
+    losses: list[tuple[float, float]] = []
+    for step in range(count + 1):
+        if step % looked == 0 or step == count:
             steps.append(step)
-            with torch.no_grad():
-                for values, samples in zip(losses, (network.train, network.held_out), strict=True):
-                    values.append(float(network.loss_fn(network.model, samples)))
+            losses.append(network.losses())
             if progress is not None:
-                progress(f"training, loss {losses[0][-1]:.4g}", step, plan.steps)
-        if step == plan.steps:
+                progress(f"training, loss {losses[-1][0]:.4g}", step, count)
+        if step == count:
             break
         if gauge is not None and gauge.due:
             gauge.second(loss_of(second))
         optimizer.zero_grad()
         loss_of(generator)().backward()
         optimizer.step()
-    return steps, *losses
+    return steps, [first for first, _ in losses], [second for _, second in losses]
 
 
 def _critical_step(row: Measurement) -> str:

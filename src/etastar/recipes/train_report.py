@@ -5,17 +5,18 @@ Further sections (decay forecast, calibration) come from their own recipes and j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from etastar.files import write_together
+from etastar.files import output_directory, write_together
 from etastar.network.gauge.part import GaugePart
 from etastar.network.gauge.summary import GaugeSummary
 from etastar.recipes.train import TrainedRun
 from etastar.report import COLOURS, Column, Figure, Line, Panel, Section, Table, render_html, render_png, run_section
 from etastar.uncertainty import Estimate
 
-__all__ = ["write_run"]
+__all__ = ["running_history", "write_run"]
 
 _GAUGE_COLUMNS = [
     Column("part", "the whole update, a subspace, or one parameter tensor", numeric=False),
@@ -24,6 +25,22 @@ _GAUGE_COLUMNS = [
     Column("noise share", "q₁/(m₁ + q₁): 1 where noise limits the step, 0 where curvature does"),
     Column("noise scale", "simple noise scale b·q₀/m₀, in samples"),
 ]
+
+
+@contextmanager
+def running_history(out: Path | None) -> Generator[Path | None]:
+    """Where a run that will be written to `out` keeps its history while it goes: removed once the run is written.
+
+    A run that is killed leaves ``running.jsonl`` for `History.load`; the next one replaces it.
+    """
+    if out is None:
+        yield None
+        return
+    output_directory(out).mkdir(parents=True, exist_ok=True)
+    live = out / "running.jsonl"
+    live.unlink(missing_ok=True)
+    yield live
+    live.unlink(missing_ok=True)
 
 
 def write_run(run: TrainedRun, out: Path, further: Sequence[Section] = ()) -> list[Path]:
@@ -41,7 +58,7 @@ def write_run(run: TrainedRun, out: Path, further: Sequence[Section] = ()) -> li
         sections.append(_gauge_section(run.gauge))
     sections += further
     plan = run.plan
-    title = f"{plan.recipe}, {plan.loss}: {run.steps[-1]:,} steps of SGD"
+    title = f"{plan.recipe}, {run.loss}: {run.steps[-1]:,} steps of SGD"
     lead = f"Step size {run.step_size:g}, batch size {run.batch_size}, seed {plan.seed}; what the meter saw on the way."
     page = render_html(title, lead, sections)
     figures = [figure for section in sections for figure in section.figures]

@@ -6,16 +6,18 @@ It reads plain data; producers and reports meet only in ``etastar.recipes`` and 
 from __future__ import annotations
 
 from etastar.report.document import Check, Column, Section, Table, render_html
-from etastar.report.figures import COLOURS, Band, Figure, Line, Panel, Points, Reference, Shade, sequence
+from etastar.report.figures import COLOURS, Band, Cells, Figure, Label, Line, Panel, Points, Reference, Shade, sequence
 from etastar.report.png import render_png
 from etastar.report.run import run, run_section
 
 __all__ = [
     "COLOURS",
     "Band",
+    "Cells",
     "Check",
     "Column",
     "Figure",
+    "Label",
     "Line",
     "Panel",
     "Points",

@@ -12,7 +12,21 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["COLOURS", "Band", "Figure", "Line", "Mark", "Panel", "Points", "Reference", "Shade", "sequence"]
+__all__ = [
+    "COLOURS",
+    "Band",
+    "Cells",
+    "Figure",
+    "Label",
+    "Line",
+    "Mark",
+    "Panel",
+    "Points",
+    "Reference",
+    "Shade",
+    "present",
+    "sequence",
+]
 
 Array = npt.NDArray[np.float64]
 Scale = Literal["linear", "log"]
@@ -91,7 +105,44 @@ class Shade:
     colour: str = COLOURS["accent"]
 
 
-Mark = Line | Points | Band | Reference | Shade
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A map of cells, which sets the limits of both axes: of named categories, or of numbers on a colour scale.
+
+    Attributes:
+        x_edges: Borders of the columns, ``(columns + 1,)``, rising.
+        y_edges: Borders of the rows, ``(rows + 1,)``, rising.
+        values: ``(rows, columns)``: the index of a category, or a number; NaN is left blank.
+        names: Of the categories; without any, `values` are numbers.
+        colours: One per category, or those of the scale from low to high.
+        label: Of the colour scale.
+    """
+
+    x_edges: Any
+    y_edges: Any
+    values: Any
+    names: Sequence[str] = ()
+    colours: Sequence[str] = tuple(_RAMP)
+    label: str = ""
+
+
+def present(cells: Cells) -> list[int]:
+    """The categories that occur on the map, in their order."""
+    values = np.asarray(cells.values, dtype=np.float64)
+    return np.unique(values[np.isfinite(values)]).astype(int).tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Words at a place, centred."""
+
+    x: float
+    y: float
+    text: str
+    colour: str = "#222222"
+
+
+Mark = Line | Points | Band | Reference | Shade | Cells | Label
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +161,10 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A named row of panels; `name` is also the file name of its PNG."""
+    """A named row of panels, each `size` inches in the PNG; `name` is also its file name."""
 
     name: str
     caption: str
     panels: list[Panel]
     alt: str = field(default="")
+    size: tuple[float, float] = (4.6, 3.6)

@@ -5,13 +5,14 @@ Only the JSON is made here; the page carries plotly.js itself, so that it needs 
 
 from __future__ import annotations
 
+from base64 import b64encode
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
-from etastar.report.figures import Band, Figure, Line, Mark, Panel, Points, Reference, Shade
+from etastar.report.figures import Band, Cells, Figure, Label, Line, Panel, Points, Reference, Shade, present
 
 __all__ = ["plotly_figure", "plotly_script"]
 
@@ -29,17 +30,23 @@ def plotly_figure(figure: Figure) -> dict[str, Any]:
     layout: dict[str, Any] = {
         "font": _FONT,
         "margin": {"l": 64, "r": 40, "t": 34, "b": 92},
-        "height": 420,
+        "height": round(figure.size[1] * 420 / 3.6),
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "hovermode": "closest",
         "modebar": {"orientation": "v"},
-        "legend": {"orientation": "h", "y": -0.24, "yanchor": "top", "font": {"size": 11}},
+        "legend": {"orientation": "h", "y": -0.24 * 3.6 / figure.size[1], "yanchor": "top", "font": {"size": 11}},
         "shapes": [],
         "annotations": [],
     }
     count = len(figure.panels)
-    gap = 0.09 if count > 1 else 0.0
+    maps = [mark for panel in figure.panels for mark in panel.marks if isinstance(mark, Cells)]
+    if any(cells.names for cells in maps):  # there are many names: beside the map
+        layout["legend"] = {"y": 1.0, "yanchor": "top", "x": 1.02, "font": {"size": 11}}
+        layout["modebar"] = {"orientation": "h"}
+    if any(not cells.names for cells in maps):
+        layout["margin"]["r"] = 110  # the scale of the last panel
+    gap = (0.17 if maps else 0.09) if count > 1 else 0.0
     width = (1.0 - gap * (count - 1)) / count
     for index, panel in enumerate(figure.panels):
         left = index * (width + gap)
@@ -70,7 +77,11 @@ def _add_panel(
             place | {"text": f"<b>{_label(panel.title)}</b>", "showarrow": False, "font": {"size": 13}}
         )
     for mark in panel.marks:
-        traces, shapes = _mark(mark, suffix)
+        if isinstance(mark, Cells):
+            for one, scale, edges in ((x_axis, panel.x_scale, mark.x_edges), (y_axis, panel.y_scale, mark.y_edges)):
+                ends = np.asarray([edges[0], edges[-1]], dtype=np.float64)
+                one["range"] = (np.log10(ends) if scale == "log" else ends).tolist()
+        traces, shapes = _cells(mark, domain) if isinstance(mark, Cells) else _mark(mark, suffix)
         for trace in traces:
             trace |= {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
             if not panel.legend:
@@ -83,22 +94,49 @@ def _name_each_once(data: list[dict[str, Any]]) -> None:
     """One legend serves all panels: a label drawn alike in several of them is listed once, and hides together."""
     seen: set[str] = set()
     for trace in data:
-        key = repr((trace.get("name"), trace["type"], trace["mode"], trace.get("line"), trace.get("marker")))
+        key = repr((trace.get("name"), trace["type"], trace.get("mode"), trace.get("line"), trace.get("marker")))
         if trace.get("showlegend") and key in seen:
             trace["showlegend"] = False
         seen.add(key)
 
 
-def _mark(mark: Mark, suffix: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    named: dict[str, Any] = {
-        "name": _label(mark.label),
-        "showlegend": bool(mark.label),
-        "legendgroup": mark.label or None,
-    }
-    hover: dict[str, Any] = {} if mark.label else {"hoverinfo": "x+y"}
+def _cells(cells: Cells, domain: tuple[float, float]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The map, and for each category that occurs a square of the legend; numbers in four bytes, categories in one."""
+    values = np.asarray(cells.values, dtype=np.float64)
+    kind = "u1" if cells.names and np.all(np.isfinite(values)) else "f4"
+    packed = b64encode(np.ascontiguousarray(values, dtype=f"<{kind}").tobytes()).decode("ascii")
+    shape = ", ".join(map(str, values.shape))
+    trace: dict[str, Any] = {"type": "heatmap", "z": {"dtype": kind, "bdata": packed, "shape": shape}}
+    trace |= {"x": _numbers(cells.x_edges), "y": _numbers(cells.y_edges), "zsmooth": False, "showlegend": False}
+    count = len(cells.colours)
+    if not cells.names:
+        scale = [[i / (count - 1), colour] for i, colour in enumerate(cells.colours)]
+        bar: dict[str, Any] = {"x": domain[1], "xpad": 6, "thickness": 14, "outlinewidth": 0}
+        bar |= {"title": {"text": _label(cells.label), "side": "right"}}
+        shown = {"hovertemplate": "x %{x:.4g}<br>y %{y:.4g}<br>%{z:.4g}<extra></extra>"}
+        return [trace | shown | {"colorscale": scale, "colorbar": bar}], []
+    steps = [[(i + more) / count, colour] for i, colour in enumerate(cells.colours) for more in (0, 1)]
+    trace |= {"zmin": -0.5, "zmax": count - 0.5, "colorscale": steps, "showscale": False}
+    trace["hovertemplate"] = "x %{x:.4g}<br>y %{y:.4g}<extra></extra>"
+    stand_in: dict[str, Any] = {"type": "scatter", "mode": "markers", "x": [None], "y": [None], "showlegend": True}
+    squares = [
+        stand_in
+        | {"name": _label(cells.names[i]), "marker": {"color": cells.colours[i], "size": 13, "symbol": "square"}}
+        for i in present(cells)
+        if cells.names[i]
+    ]
+    return [trace, *squares], []
+
+
+def _mark(
+    mark: Line | Points | Band | Reference | Shade | Label, suffix: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    label = "" if isinstance(mark, Label) else mark.label
+    named: dict[str, Any] = {"name": _label(label), "showlegend": bool(label), "legendgroup": label or None}
+    hover: dict[str, Any] = {} if label else {"hoverinfo": "x+y"}
     match mark:
         case Line():
-            line = {"color": mark.colour, "width": mark.width, "dash": mark.dash}
+            line = {"color": mark.colour, "width": mark.width, "dash": mark.dash, "simplify": False}
             trace = {"type": "scatter", "mode": "lines", "line": line, "opacity": mark.opacity}
             return [trace | {"x": _numbers(mark.x), "y": _numbers(mark.y)} | named | hover], []
         case Points():
@@ -128,6 +166,11 @@ def _mark(mark: Mark, suffix: str) -> tuple[list[dict[str, Any]], list[dict[str,
             stand_in = {"type": "scatter", "mode": "markers", "x": [None], "y": [None]}
             stand_in |= {"marker": {"color": _transparent(mark.colour), "size": 12, "symbol": "square"}}
             return ([stand_in | named] if mark.label else []), [shape] if None not in (low, high) else []
+        case Label():
+            words = "<br>".join(map(_label, mark.text.split("\n")))
+            trace = {"type": "scatter", "mode": "text", "x": _numbers(mark.x), "y": _numbers(mark.y), "text": [words]}
+            style = {"textfont": {"color": mark.colour, "size": 12}, "hoverinfo": "skip", "showlegend": False}
+            return [trace | style], []
 
 
 def _numbers(values: Any) -> list[float | None]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from etastar.report.figures import Band, Figure, Line, Mark, Panel, Points, Reference, Shade
+from etastar.report.figures import Band, Cells, Figure, Label, Line, Mark, Panel, Points, Reference, Shade, present
 
 __all__ = ["render_png"]
 
@@ -15,12 +15,12 @@ _DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 
 
 def render_png(figure: Figure, dpi: int = 150) -> bytes:
-    """The PNG of a figure: one row of panels, 4.6 × 3.4 inches each; the same bytes for the same data."""
+    """The PNG of a figure: one row of panels; the same bytes for the same data."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
     count = len(figure.panels)
-    canvas = Canvas(figsize=(4.6 * count + 0.4, 3.6), layout="constrained")
+    canvas = Canvas(figsize=(figure.size[0] * count + 0.4, figure.size[1]), layout="constrained")
     FigureCanvasAgg(canvas)
     axes = canvas.subplots(1, count, squeeze=False)[0]
     for axis, panel in zip(axes, figure.panels, strict=True):
@@ -43,15 +43,27 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     axis.grid(visible=True, color="#e6e6e6", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
+    maps = [mark for mark in panel.marks if isinstance(mark, Cells)]
+    for cells in maps:
+        axis.set_xlim(cells.x_edges[0], cells.x_edges[-1])
+        axis.set_ylim(cells.y_edges[0], cells.y_edges[-1])
     handles, labels = axis.get_legend_handles_labels()
     if panel.legend and handles:
-        legend = axis.legend(handles, labels, fontsize=7.5, frameon=True, framealpha=0.85, edgecolor="none")
+        place = _beside(maps, len(handles)) if maps else {"framealpha": 0.85}
+        legend = axis.legend(handles, labels, fontsize=7.5, frameon=True, edgecolor="none", **place)
         for text in legend.get_texts():
             text.set_parse_math(False)
 
 
+def _beside(maps: list[Cells], count: int) -> dict[str, Any]:
+    """Where a legend goes that must not cover a map: to the right, or below where a colour scale stands there."""
+    if any(cells.names for cells in maps):
+        return {"loc": "upper left", "bbox_to_anchor": (1.01, 1.02), "labelspacing": 0.75}
+    return {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": min(count, 2)}
+
+
 def _draw_mark(axis: Any, mark: Mark) -> None:
-    label = mark.label or "_nolegend_"
+    label = (not isinstance(mark, Cells | Label) and mark.label) or "_nolegend_"
     match mark:
         case Line():
             style: dict[str, Any] = {"color": mark.colour, "lw": mark.width, "alpha": mark.opacity}
@@ -70,6 +82,31 @@ def _draw_mark(axis: Any, mark: Mark) -> None:
             draw(mark.value, color=mark.colour, lw=1.0, ls="--", label=label)
         case Shade():
             axis.axvspan(mark.low, mark.high, color=mark.colour, alpha=0.15, lw=0, label=label)
+        case Cells():
+            _draw_cells(axis, mark)
+        case Label():
+            from matplotlib.patheffects import withStroke
+
+            words = axis.text(mark.x, mark.y, mark.text, color=mark.colour, fontsize=8, ha="center", va="center")
+            words.set(parse_math=False, path_effects=[withStroke(linewidth=2.0, foreground="#ffffffb0")], clip_on=True)
+
+
+def _draw_cells(axis: Any, cells: Cells) -> None:
+    from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+
+    values = np.ma.masked_invalid(np.asarray(cells.values, dtype=np.float64))
+    if not cells.names:
+        palette = LinearSegmentedColormap.from_list("scale", list(cells.colours))
+        drawn = axis.pcolormesh(cells.x_edges, cells.y_edges, values, cmap=palette)
+        scale = axis.figure.colorbar(drawn, ax=axis, pad=0.02)
+        scale.ax.set_ylabel(cells.label, parse_math=False)
+        scale.outline.set_visible(False)
+        return
+    limits = {"vmin": -0.5, "vmax": len(cells.names) - 0.5}
+    axis.pcolormesh(cells.x_edges, cells.y_edges, values, cmap=ListedColormap(list(cells.colours)), **limits)
+    for index in present(cells):
+        label = cells.names[index] or "_nolegend_"
+        axis.plot([], [], "s", ms=8, color=cells.colours[index], mec="#00000030", label=label)
 
 
 def _drawable(values: Any) -> Any:

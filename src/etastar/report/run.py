@@ -16,6 +16,7 @@ import numpy as np
 from etastar.errors import InvalidArgument
 from etastar.files import write_together
 from etastar.history import History, Measurement
+from etastar.measurement import ThresholdEstimates
 from etastar.report.document import Column, Section, Table, render_html
 from etastar.report.figures import COLOURS, Band, Figure, Line, Mark, Panel, Reference, Shade
 from etastar.report.png import render_png
@@ -87,7 +88,7 @@ def run_section(history: History, window: int = 8) -> Section:
             Figure(
                 "limits",
                 "What limits each subspace: a step over its threshold is 1 where the subspace has equilibrated. A "
-                "[[noise share]] of 1 says that noise limits it (decay or a larger batch helps), 0 that curvature does.",
+                "[[noise share]] of 1 says that noise limits it (decay or larger batches help), 0 that curvature does.",
                 shown.limits(),
             ),
             Figure(
@@ -109,14 +110,22 @@ class _Shown:
     alone: History
     smooth: History
 
+    @cached_property
+    def _thresholds(self) -> dict[int, ThresholdEstimates]:
+        """Of every row, by identity: the dearest of the estimates, shown twice."""
+        return {id(row): row.loss_thresholds for row in [*self.alone, *self.smooth]}
+
+    def _threshold(self, row: Measurement, name: str) -> Estimate:
+        return getattr(self._thresholds[id(row)], name)
+
     def steps(self) -> list[Panel]:
         """Alignment, and every step size that matters."""
         alignment = self._curves(lambda row: row.alignment, "θ", COLOURS["exact"])
         marks = [
             *self._curves(lambda row: row.critical_step_size, "critical step size η*", COLOURS["critical"]),
-            *self._curves(lambda row: row.loss_thresholds.dominant, "dominant threshold η_D", COLOURS["dominant"]),
-            *self._curves(lambda row: row.loss_thresholds.bulk, "bulk threshold η_B", COLOURS["bulk"]),
-            *self._curves(lambda row: row.loss_thresholds.full, "full threshold η_full", COLOURS["full"]),
+            *self._curves(lambda row: self._threshold(row, "dominant"), "dominant threshold η_D", COLOURS["dominant"]),
+            *self._curves(lambda row: self._threshold(row, "bulk"), "bulk threshold η_B", COLOURS["bulk"]),
+            *self._curves(lambda row: self._threshold(row, "full"), "full threshold η_full", COLOURS["full"]),
             Line(self._steps, 2.0 / self._eigenvalues("largest_eigenvalue"), "2/λ₁", COLOURS["muted"], 1.2, "dot"),
             Line(self._steps, self._in_use, "η in use", COLOURS["exact"], 1.6, "dash"),
         ]
@@ -130,7 +139,9 @@ class _Shown:
         ratios: list[Mark] = [Reference(1.0)]
         shares: list[Mark] = []
         for name in ("dominant", "bulk", "full"):
-            ratios += self._curves(lambda row, name=name: _over_threshold(row, name), name, COLOURS[name])
+            ratios += self._curves(
+                lambda row, name=name: _over(row.step_size, self._threshold(row, name)), name, COLOURS[name]
+            )
             share = [getattr(row.step_budget, name).noise_share for row in self.smooth]
             shares.append(Line(self._smooth_steps, share, name, COLOURS[name], 2.0))
         return [
@@ -206,11 +217,9 @@ def _halfway(steps: np.ndarray) -> np.ndarray:
     return 0.5 * (steps[1:] + steps[:-1])
 
 
-def _over_threshold(row: Measurement, name: str) -> Estimate:
+def _over(step_size: float, threshold: Estimate) -> Estimate:
     """η/η_S, whose interval is that of the threshold turned over; NaN where the threshold is not resolved."""
-    threshold = getattr(row.loss_thresholds, name)
     if not (threshold.resolved and threshold.low > 0):
         return exactly(float("nan"))
-    eta = row.step_size
-    ends = eta / threshold.value, eta / threshold.high, eta / threshold.low
+    ends = step_size / threshold.value, step_size / threshold.high, step_size / threshold.low
     return Estimate(ends[0], float("nan"), float("nan"), ends[1], ends[2], threshold.level, True)

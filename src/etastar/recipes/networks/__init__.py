@@ -1,0 +1,10 @@
+"""Named networks on real data: model, loss, samples and the settings of their runs.
+
+What is measured on a network means something only on real data with a loss that is a mean over samples: these are.
+"""
+
+import etastar.network  # noqa: F401  # pyright: ignore[reportUnusedImport]  # names the extra where it is missing
+from etastar.recipes.networks.catalogue import NETWORKS, Recipe, load_network
+from etastar.recipes.networks.network import LossName, Network, Settings
+
+__all__ = ["NETWORKS", "LossName", "Network", "Recipe", "Settings", "load_network"]
