@@ -11,6 +11,7 @@ from etastar.quadratic import (
     Quadratic,
     Spectrum,
     corrected_critical_step,
+    expected_alignment,
     expected_alignment_after,
     expected_alignment_stationary,
     ratio_bound,
@@ -181,3 +182,21 @@ def test_batches_blocks_and_bad_arguments():
     for bad in (0.0, -1.0, np.nan, [0.1, 0.2], "x"):
         with pytest.raises(InvalidArgument, match=r"^step_size: got "):
             ratio_bound(q, gradient=g, step_size=bad)
+
+
+def test_along_a_run_it_starts_at_one_step_and_ends_stationary():
+    q = Quadratic(Spectrum([4.0, 2.0, 1.0, 0.5], rank=2), Noise.diagonal([0.3, 0.1, 0.2, 0.4]))
+    start = [1.0, -0.5, 2.0, 0.3]
+    run = expected_alignment(q, start, step_size=0.3, times=[0, 1, 10_000])
+    np.testing.assert_allclose(run[0], 1.25 / 5.34, rtol=1e-12)
+    np.testing.assert_allclose(run[1], expected_alignment_after(q, start, step_size=0.3), rtol=1e-13)
+    np.testing.assert_allclose(run[2], expected_alignment_stationary(q, 0.3), rtol=1e-12)
+
+
+def test_along_a_run_it_is_the_mean_of_sampled_alignments():
+    q = Quadratic(Spectrum.two_level(90, 3, dominant=9.0, bulk=1.0), Noise.isotropic(0.05))
+    times = [2, 8, 40]
+    paths = q.sample(energy=[8.0, 20.0], step_size=0.05, times=times, replicas=20_000, seed=4)
+    exact = expected_alignment(q, energy=[8.0, 20.0], step_size=0.05, times=times)
+    error = paths.alignment.std(axis=0, ddof=1) / np.sqrt(20_000)
+    assert np.all(np.abs(paths.alignment.mean(axis=0) - exact) < 4 * error)

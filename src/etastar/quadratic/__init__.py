@@ -6,15 +6,17 @@ Start with ``Quadratic(Spectrum(...), Noise(...))``; its methods are the laborat
 from __future__ import annotations
 
 from etastar.quadratic.bounds import PaperBounds, guaranteed_ratio, paper_bounds
-from etastar.quadratic.exact import Curve
+from etastar.quadratic.curve import Curve
 from etastar.quadratic.expectation import (
     RatioExpectation,
     corrected_critical_step,
+    expected_alignment,
     expected_alignment_after,
     expected_alignment_stationary,
     ratio_bound,
 )
 from etastar.quadratic.noise import Noise
+from etastar.quadratic.optimizers import SGD, Averaged, HeavyBall, Nesterov, Preconditioned
 from etastar.quadratic.paths import Paths
 from etastar.quadratic.phases import Phases
 from etastar.quadratic.problem import Quadratic
@@ -22,16 +24,22 @@ from etastar.quadratic.spectrum import Spectrum
 from etastar.quadratic.step import SimulationState
 
 __all__ = [
+    "SGD",
+    "Averaged",
     "Curve",
+    "HeavyBall",
+    "Nesterov",
     "Noise",
     "PaperBounds",
     "Paths",
     "Phases",
+    "Preconditioned",
     "Quadratic",
     "RatioExpectation",
     "SimulationState",
     "Spectrum",
     "corrected_critical_step",
+    "expected_alignment",
     "expected_alignment_after",
     "expected_alignment_stationary",
     "guaranteed_ratio",

@@ -1,4 +1,4 @@
-"""Plain SGD at a constant step in closed form: expected energies at any times, and the stationary state.
+"""Plain SGD at a constant step in closed form: expected energies at any times.
 
 With ρ = (1 − ηλ)², expected gradient energies are E_t = ρ^t E_0 + s²·(1 − ρ^t)/(1 − ρ), s² = (ηλ)²κ²
 (theory §4; T16 for the floor s²/(1 − ρ) = ηλκ²/(2 − ηλ)). Any time costs one exponential per block: no stepping.
@@ -7,25 +7,21 @@ With ρ = (1 − ηλ)², expected gradient energies are E_t = ρ^t E_0 + s²·(
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from etastar.compensated import dot
-from etastar.criteria import CriticalStep, LossThresholds, as_step_size, critical_step_size, loss_thresholds
-from etastar.errors import InvalidArgument, UnstableStep
-from etastar.moments import CurvatureMoments, SplitMoments, SubspaceMoments
-from etastar.quadratic.arguments import Times, read_times, single_step_size
-from etastar.quadratic.modes import Modes, State
+from etastar.errors import InvalidArgument
+from etastar.quadratic.arguments import Times
+from etastar.quadratic.modes import Modes
 
-__all__ = ["Curve", "Decay", "expected", "scaled_powers", "stationary"]
+__all__ = ["VANISHED", "Decay", "bounded_product", "plain_sums", "scaled_powers"]
 
 Array = npt.NDArray[np.float64]
 _TILE_BLOCKS, _TILE_TIMES = 2048, 32  # a tile of exponentials stays in the second-level cache
-_VANISHED = -1.0e4  # log ρ where ρ = 0: exp of it times any t ≥ 1 is zero, and times 0 is one
+VANISHED = -1.0e4  # log ρ where ρ = 0: exp of it times any t ≥ 1 is zero, and times 0 is one
 _UNDERFLOW = -700.0  # exponents below it are as good as this one
 _LEAST = float(np.exp(np.full(16, _UNDERFLOW))[0])  # as the vectorised exponential has it
 _HEADROOM = 300  # binary exponent that the largest weight of a tile is raised to
@@ -61,9 +57,7 @@ class Decay:
             InvalidArgument: A step so long that the square of ηλ overflows.
         """
         with np.errstate(over="ignore", under="ignore"):
-            product = step_size * modes.eigenvalues
-            if np.any(np.abs(product) > _LARGEST):
-                raise InvalidArgument("step_size", step_size, f"times an eigenvalue must stay below {_LARGEST:g}")
+            product = bounded_product(step_size, modes.eigenvalues)
             contraction = dot((1.0, 1.0), (-step_size, modes.eigenvalues)).to_float()
             headroom = dot((2.0, 1.0), (-step_size, modes.eigenvalues)).to_float()
             injected = product * product * modes.variances
@@ -74,7 +68,7 @@ class Decay:
                 [np.log1p(-np.minimum(product, 0.5)), np.log1p(-np.minimum(headroom, 0.5))],
                 np.log(np.abs(contraction)),
             )
-        log_ratio = np.where(np.isneginf(log_modulus), _VANISHED, 2.0 * log_modulus)
+        log_ratio = np.where(np.isneginf(log_modulus), VANISHED, 2.0 * log_modulus)
         return cls(product, contraction, log_ratio, product * headroom, injected, floor)
 
     @property
@@ -93,113 +87,22 @@ class Decay:
         return (self.injected > 0) | (self.floor != 0)
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """The exact expected run of SGD from one state, or a batch of them, at recorded times.
+def bounded_product(step_size: float, eigenvalues: Array) -> Array:
+    """ηλ; InvalidArgument where its square overflows."""
+    with np.errstate(over="ignore", under="ignore"):
+        product = step_size * eigenvalues
+    if np.any(np.abs(product) > _LARGEST):
+        raise InvalidArgument("step_size", step_size, f"times an eigenvalue must stay below {_LARGEST:g}")
+    return product
 
-    Attributes:
-        times: Steps, ``(T,)``.
-        step_size: η, [parameter²/loss].
-        alignment: θ of expected energies, ``(*batch, T)``; right even where energies overflow.
-        loss: Expected loss above the minimum, ``(*batch, T)``, [loss]; inf beyond float64.
-        split: Expected moments at each time, batch shape ``(*batch, T)``.
+
+def plain_sums(modes: Modes, decay: Decay, rows: Array, times: Times, growth: float) -> Array:
+    """Energy, loss, first and second moment of SGD over the dominant and the bulk blocks, over e^(growth·t).
+
+    Shape ``(2, 4, rows, T)``; O(blocks) a time.
     """
-
-    times: Times
-    step_size: float
-    alignment: Array
-    loss: Array
-    split: SplitMoments
-
-    @cached_property
-    def critical_step_size(self) -> CriticalStep:
-        """η*_t at each time, from the expected moments."""
-        return critical_step_size(self.split)
-
-    @cached_property
-    def loss_thresholds(self) -> LossThresholds:
-        """Loss thresholds at each time, from the expected moments."""
-        return loss_thresholds(self.split)
-
-    def to_csv(self, path: str | Path) -> None:
-        """Write time, alignment, loss, critical step size, regime and thresholds of a single (unbatched) curve.
-
-        Raises:
-            InvalidArgument: The curve is batched.
-        """
-        if self.alignment.ndim != 1:
-            raise InvalidArgument("curve", self.alignment.shape, "must be a single curve; index its batch first")
-        step, bounds = self.critical_step_size, self.loss_thresholds
-        rows = zip(
-            self.times.tolist(),
-            self.alignment.tolist(),
-            self.loss.tolist(),
-            step.value.tolist(),
-            [regime.name for regime in step.regime],
-            bounds.dominant.tolist(),
-            bounds.bulk.tolist(),
-            bounds.full.tolist(),
-            strict=True,
-        )
-        header = "time,alignment,loss,critical_step_size,regime,threshold_dominant,threshold_bulk,threshold_full\n"
-        lines = [",".join(map(str, row)) + "\n" for row in rows]
-        Path(path).write_text(header + "".join(lines), encoding="utf-8")
-
-
-def expected(modes: Modes, state: State, step_size: Any, times: Any) -> Curve:
-    """The curve from `state` at a constant step size, at strictly increasing whole times ≥ 0; O(blocks) a time."""
-    eta, when = single_step_size(step_size), read_times(times)
-    decay = Decay.of(modes, eta)
-    rows = state.energy.reshape(-1, state.energy.shape[-1])
-    growth = _growth(decay, rows)
-    sums = np.empty((2, 4, rows.shape[0], when.size))  # subspace; loss and the moments
-    for value in np.unique(growth):
-        group = growth == value
-        for index, part in enumerate((slice(None, modes.cut), slice(modes.cut, None))):
-            sums[index][:, group] = _weighted_energies(modes, decay, rows[group], when, part, float(value))
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = sums[0, 1] + sums[1, 1]
-        alignment = np.where(total > 0, sums[0, 1] / np.where(total > 0, total, 1.0), np.nan)
-        scale = np.exp(np.multiply.outer(growth, when))
-        sums = np.where(sums == 0, 0.0, sums * scale).reshape(2, 4, *state.batch, when.size)
-        loss = sums[0, 0] + sums[1, 0]
-    noise_dominant, noise_bulk = modes.curvature_moments(modes.variances)
-    split = SplitMoments(
-        SubspaceMoments(CurvatureMoments(*sums[0, 1:]), noise_dominant),
-        SubspaceMoments(CurvatureMoments(*sums[1, 1:]), noise_bulk),
-    )
-    return Curve(when, eta, alignment.reshape(loss.shape), loss, split)
-
-
-def stationary(modes: Modes, step_size: Any) -> SplitMoments:
-    """Moments of the stationary state at step sizes ``(*batch)`` (T16: energies ηλκ²/(2 − ηλ)).
-
-    Raises:
-        UnstableStep: A step size outside (0, 2/λ₁), or a negative eigenvalue.
-    """
-    eta = as_step_size(step_size)
-    top, bottom = float(modes.eigenvalues[0]), float(modes.eigenvalues[-1])
-    if bottom < 0:
-        raise UnstableStep(f"eigenvalues: got λ_d = {bottom:g}; no stationary state exists on an indefinite quadratic")
-    headroom = dot((2.0, 1.0), (-eta, top)).to_float()
-    if np.any(eta <= 0) or np.any(headroom <= 0):
-        bad, limit = float(eta[(eta <= 0) | (headroom <= 0)].flat[0]), 2.0 / top
-        raise UnstableStep(f"step_size: got {bad!r}; a stationary state needs 0 < step_size < 2/λ₁ = {limit!r}")
-    room = dot((2.0, 1.0), (-eta[..., None], modes.eigenvalues)).to_float()
-    with np.errstate(over="ignore"):
-        return modes.split_moments(eta[..., None] * modes.eigenvalues * modes.variances / room)
-
-
-def _growth(decay: Decay, rows: Array) -> Array:
-    """Per row, the exponent γ such that energies divided by e^(γt) neither overflow nor all vanish.
-
-    Zero for a stable step with noise; the fastest growth where the step is unstable; and without any noise the
-    slowest decay among blocks that carry energy, so that the alignment stays defined however long the run.
-    """
-    fastest = np.max(np.where((rows > 0) | decay.noisy, decay.log_ratio, _VANISHED), axis=-1)
-    if np.any(decay.noisy):
-        return np.maximum(fastest, 0.0)
-    return np.where(fastest > _VANISHED, fastest, 0.0)  # where all is gone after a step, nothing is to be kept
+    parts = (slice(None, modes.cut), slice(modes.cut, None))
+    return np.stack([_weighted_energies(modes, decay, rows, times, part, growth) for part in parts])
 
 
 def _weighted_energies(modes: Modes, decay: Decay, rows: Array, times: Times, part: slice, growth: float) -> Array:
@@ -230,11 +133,11 @@ def _weighted_energies(modes: Modes, decay: Decay, rows: Array, times: Times, pa
 
 
 def _columns(modes: Modes, energies: Array, blocks: slice) -> Array:
-    """Loss, and the moments 0 to 2, of energies ``(rows, blocks)``; shape ``(blocks, 4·rows)``."""
+    """Energy, loss, and the moments 1 and 2, of energies ``(rows, blocks)``; shape ``(blocks, 4·rows)``."""
     eigenvalues = modes.eigenvalues[blocks]
     first = energies * eigenvalues
     loss = np.divide(0.5 * energies, eigenvalues, out=np.zeros_like(first), where=eigenvalues != 0)
-    return np.stack([loss, energies, first, first * eigenvalues], axis=-1).swapaxes(0, 1).reshape(eigenvalues.size, -1)
+    return np.stack([energies, loss, first, first * eigenvalues], axis=-1).swapaxes(0, 1).reshape(eigenvalues.size, -1)
 
 
 def _chunk(times: Array, log_ratio: Array, begin: Array, limit: Array) -> Array:

@@ -15,13 +15,15 @@ import numpy.typing as npt
 from etastar.criteria import alignment, critical_step_size
 from etastar.errors import InvalidArgument
 from etastar.quadratic import exact
-from etastar.quadratic.arguments import single_step_size
+from etastar.quadratic.arguments import read_times, single_step_size
 from etastar.quadratic.modes import Modes, read_state
 from etastar.quadratic.problem import Quadratic
+from etastar.quadratic.stationary import stationary
 
 __all__ = [
     "RatioExpectation",
     "corrected_critical_step",
+    "expected_alignment",
     "expected_alignment_after",
     "expected_alignment_stationary",
     "ratio_bound",
@@ -31,6 +33,7 @@ Array = npt.NDArray[np.float64]
 # The integrand in v = log s is analytic in a strip of half-width π/2 and decays at least like e^(−|v|/2):
 # the trapezoidal rule at this spacing errs by e^(−2π·(π/2)/h) ≈ 1e-43, and the ends by e^(−42).
 _SPACING, _LEFT, _RIGHT = 0.1, -42.0, 84.0
+_TILE = 64  # blocks at a time: their integrands stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,29 @@ def expected_alignment_after(problem: Quadratic, gradient: Any = None, *, energy
     return np.array(values).reshape(mean.shape[:-1])[()]
 
 
+def expected_alignment(
+    problem: Quadratic, gradient: Any = None, *, energy: Any = None, step_size: float, times: Any
+) -> Array:
+    """E θ_t along a run of plain SGD with independent Gaussian noise, by the same quadrature; ``(*batch, T)``.
+
+    Raises:
+        InvalidArgument: A full covariance, noise that differs within a block and only energies given, or bad times.
+    """
+    eta, when = single_step_size(step_size), read_times(times)
+    modes, squares = _independent(problem, gradient, energy)
+    decay = exact.Decay.of(modes, eta)
+    lost, injected = decay.loss_of_energy, decay.injected / modes.multiplicities
+    rows = squares.reshape(-1, squares.shape[-1])
+    found = np.empty((len(rows), when.size))
+    for column, t in enumerate(when.astype(np.float64)):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            kept = np.exp(t * decay.log_ratio)
+            spread = injected * np.where(lost == 0, t, -np.expm1(t * decay.log_ratio) / lost)
+        for index, row in enumerate(rows):
+            found[index, column] = _quadrature(kept * row, spread, modes.multiplicities, modes.cut)
+    return found.reshape(*squares.shape[:-1], when.size)
+
+
 def expected_alignment_stationary(problem: Quadratic, step_size: float) -> float:
     """E θ in the stationary state of independent Gaussian noise, by the same quadrature.
 
@@ -78,7 +104,7 @@ def expected_alignment_stationary(problem: Quadratic, step_size: float) -> float
     """
     if problem.noise.matrix is not None:
         raise InvalidArgument("noise", "a full covariance", "the quadrature takes isotropic or diagonal noise")
-    exact.stationary(problem.modes, step_size)  # refuses steps without a stationary state
+    stationary(problem.modes, step_size)  # refuses steps without a stationary state
     modes = problem.modes if problem.modes.uniform else problem.modes.expand(problem.spectrum, problem.noise)
     floor = exact.Decay.of(modes, single_step_size(step_size)).floor / modes.multiplicities
     return _quadrature(np.zeros_like(floor), floor, modes.multiplicities, modes.cut)
@@ -144,9 +170,11 @@ def _quadrature(mean: Array, spread: Array, counts: npt.NDArray[np.int64], cut: 
     s = np.exp(v)
     mean, spread = mean / total, spread / total
     log_density, share = np.zeros(v.size), np.zeros(v.size)
-    for block, (y, tau, count) in enumerate(zip(mean, spread, counts, strict=True)):
+    for begin in range(0, mean.size, _TILE):
+        part = slice(begin, begin + _TILE)
+        y, tau, count = mean[part, None], spread[part, None], counts[part, None]
         w = 1.0 + 2.0 * s * tau
-        log_density -= 0.5 * count * np.log1p(2.0 * s * tau) + s * y / w
-        if block < cut:
-            share += count * tau / w + y / w**2
+        log_density -= np.sum(0.5 * count * np.log1p(2.0 * s * tau) + s * y / w, axis=0)
+        inside = slice(0, max(0, cut - begin))
+        share += np.sum((count * tau / w + y / w**2)[inside], axis=0)
     return float(np.sum(share * np.exp(log_density + v)) * _SPACING)

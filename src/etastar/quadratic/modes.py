@@ -16,7 +16,7 @@ from etastar.moments import CurvatureMoments, SplitMoments, SubspaceMoments, rea
 from etastar.quadratic.noise import Noise
 from etastar.quadratic.spectrum import Spectrum
 
-__all__ = ["Modes", "State", "read_state"]
+__all__ = ["Modes", "State", "block_sums", "finite_rows", "read_state"]
 
 Array = npt.NDArray[np.float64]
 _EXPAND_LIMIT = 50_000_000  # single modes that we are willing to hold
@@ -127,7 +127,7 @@ def read_state(spectrum: Spectrum, gradient: Any, energy: Any) -> State:
     if gradient is not None:
         name, vector = "gradient", finite_rows("gradient", gradient, spectrum.dimension)
         with np.errstate(over="ignore", under="ignore"):
-            blocks = _block_sums(spectrum, vector * vector)
+            blocks = block_sums(spectrum, vector * vector)
     else:
         name, vector = "energy", None
         blocks = finite_rows("energy", energy, spectrum.eigenvalues.size)
@@ -146,7 +146,8 @@ def read_state(spectrum: Spectrum, gradient: Any, energy: Any) -> State:
     return State(blocks, vector)
 
 
-def _block_sums(spectrum: Spectrum, values: Array) -> Array:
+def block_sums(spectrum: Spectrum, values: Array) -> Array:
+    """Sums over each block of values mode by mode, ``(*batch, d)`` to ``(*batch, blocks)``."""
     if spectrum.eigenvalues.size == values.shape[-1]:
         return values
     starts = np.cumsum(spectrum.multiplicities) - spectrum.multiplicities

@@ -1,8 +1,9 @@
 """Random runs: their record, and the layout of an ensemble that the two samplers share.
 
-An ensemble holds, for every run and block, one *lead* coordinate. By rotation within a block of μ equal
-eigenvalues and isotropic noise the gradient is (lead, 0, …, 0), so that a step needs one normal for the lead
-and one χ² of μ − 1 degrees of freedom for the rest: exact in law, and free of μ.
+An ensemble holds, for every run and block, *leads*. By rotation within a block of μ equal eigenvalues and
+isotropic noise the gradient is (lead, 0, …, 0), so that a step needs one normal for the lead and one χ² of μ − 1
+degrees of freedom for the rest: exact in law, and free of μ. A state of several vectors (gradient, buffer, average)
+is a lower triangle of leads in the same way, the root of its Gram matrix, and the rest a Wishart matrix.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from etastar.errors import InvalidArgument
 from etastar.quadratic.arguments import whole_number
 from etastar.quadratic.modes import Modes, State
 from etastar.quadratic.noise import Noise
+from etastar.quadratic.optimizers.rules import PLAIN, Update
 from etastar.quadratic.spectrum import Spectrum
 
-__all__ = ["Ensemble", "Paths", "joint_root"]
+__all__ = ["Ensemble", "Paths", "joint_root", "lead_triangle"]
 
 Array = npt.NDArray[np.float64]
 
@@ -60,6 +62,7 @@ class Ensemble:
         replicas: R.
         batch: Leading axes of the start.
         deviation: κ, the standard deviation of the noise of the lead, ``(blocks,)``.
+        update: What steps.
     """
 
     modes: Modes
@@ -67,9 +70,19 @@ class Ensemble:
     replicas: int
     batch: tuple[int, ...]
     deviation: Array
+    update: Update = PLAIN
 
     @classmethod
-    def of(cls, spectrum: Spectrum, noise: Noise, modes: Modes, state: State, replicas: int, by_mode: bool) -> Ensemble:
+    def of(
+        cls,
+        spectrum: Spectrum,
+        noise: Noise,
+        modes: Modes,
+        state: State,
+        replicas: int,
+        by_mode: bool,
+        update: Update = PLAIN,
+    ) -> Ensemble:
         """Lay out runs by block where that is exact, else (or when asked for) mode by mode.
 
         Raises:
@@ -86,12 +99,29 @@ class Ensemble:
         flat = lead.reshape(-1, lead.shape[-1])
         start = np.broadcast_to(flat, (replicas, *flat.shape)).reshape(-1, flat.shape[-1])
         deviation = np.sqrt(modes.variances / modes.multiplicities)
-        return cls(modes, start, replicas, state.batch, deviation)
+        return cls(modes, start, replicas, state.batch, deviation, update)
 
     @property
     def chi_square(self) -> npt.NDArray[np.intp]:
         """The blocks of more than one mode."""
         return np.flatnonzero(self.modes.multiplicities > 1)
+
+    @property
+    def columns(self) -> int:
+        """Leads that each vector of a state has: one where all modes are single, else as many as there are vectors."""
+        return self.update.size if self.chi_square.size else 1
+
+    def absent(self, column: int) -> npt.NDArray[np.intp]:
+        """Blocks of too few modes to have this column."""
+        return np.flatnonzero(self.modes.multiplicities <= column)
+
+    def states(self, rows: slice = slice(None), start: Array | None = None) -> Array:
+        """The states at time 0, ``(size, columns, rows, blocks)``; `start` is the update's unless given per block."""
+        lead = self.start[rows]
+        state = np.zeros((self.update.size, self.columns, *lead.shape))
+        unit = self.update.start[:, None] if start is None else start
+        state[:, 0] = unit[:, None] * lead
+        return state
 
     @property
     def weights(self) -> Array:
@@ -129,6 +159,20 @@ class Ensemble:
             gradient = gradient.reshape(*shape, gradient.shape[-1])
         diverged = ~np.all(finite, axis=-1)
         return Paths(times, alignment, dominant, bulk, loss, diverged, steps.reshape(shape), gradient)
+
+
+def lead_triangle(vectors: Array) -> Array:
+    """Vectors ``(size, coordinates, …)`` rotated into a lower triangle ``(size, size, …)`` of the same Gram matrix."""
+    rows, size = vectors.copy(), len(vectors)
+    triangle = np.zeros((size, size, *vectors.shape[2:]))
+    for i, row in enumerate(rows):
+        length = np.sqrt(np.einsum("c...,c...->...", row, row))
+        triangle[i, i] = length
+        unit = row / np.where(length == 0, 1.0, length) if i + 1 < size else row
+        for j in range(i + 1, size):
+            triangle[j, i] = np.einsum("c...,c...->...", rows[j], unit)
+            rows[j] -= triangle[j, i] * unit
+    return triangle
 
 
 def joint_root(deviation: Array, correlation: Array) -> Array:

@@ -6,25 +6,22 @@ never from differences of θ, and bisected where theory §4 proves a single turn
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from etastar.errors import InvalidArgument
 from etastar.quadratic.arguments import single_step_size
-from etastar.quadratic.exact import Decay, expected, scaled_powers
+from etastar.quadratic.curve import expected
+from etastar.quadratic.exact import Decay
 from etastar.quadratic.modes import Modes, State
+from etastar.quadratic.optimizers.rules import PLAIN, Update
+from etastar.quadratic.trend import LinearTrend, PlainTrend, Trend, Turn
 
 __all__ = ["Phases", "find_phases"]
 
-Array = npt.NDArray[np.float64]
-Turn = tuple[int, Literal["min", "max"]]
-_HORIZON = 10**15  # a run longer than this is not looked at
-_CELLS = 100_000_000  # blocks × times that a search may evaluate
-_DENSE = 256  # times at the start that a search looks at one by one
+_SPELT = 4  # more turns than these are only counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +55,7 @@ class Phases:
     shape: str
 
 
-def find_phases(modes: Modes, state: State, step_size: Any, noise_max: float) -> Phases:
+def find_phases(modes: Modes, state: State, step_size: Any, noise_max: float, update: Update = PLAIN) -> Phases:
     """See `Quadratic.phases`. `noise_max` is the largest eigenvalue of Σ.
 
     Raises:
@@ -73,173 +70,38 @@ def find_phases(modes: Modes, state: State, step_size: Any, noise_max: float) ->
     _, unit = np.frexp(max(state.energy.max(), modes.variances.max()))
     modes = replace(modes, variances=np.ldexp(modes.variances, -unit))
     state, noise_max = State(np.ldexp(state.energy, -unit), None), float(np.ldexp(noise_max, -unit))
-    trend = _Trend(modes, state, eta)
-    complete = trend.single_turn_proved
-    turns = trend.only_turn() if complete else trend.search()
-    complete = complete and (bool(turns) or trend.sign(0) >= 0)  # else the turn lies beyond the horizon
+    trend = PlainTrend(modes, state, eta) if update.plain else LinearTrend(modes, state, eta, update)
+    complete, turns = _turns(trend)
     times = [0, *(t for t, _ in turns)]
-    alignments = expected(modes, state, eta, np.array(sorted(set(times)))).alignment
+    alignments = expected(modes, state, eta, np.array(sorted(set(times))), update).alignment
     limit = trend.limit()
     known = [float(a) for a in alignments] + ([] if np.isnan(limit) else [limit])
-    with np.errstate(all="ignore"):  # spectra so wide that λ₁⁴/λ_d² overflows satisfy no hypothesis
-        assumption, t_star = _paper_t_star(modes, state, eta, noise_max)
-    decay = trend.decay
-    stability = "stable" if decay.stable else "unstable" if np.any(decay.loss_of_energy < 0) else "marginal"
+    assumption, t_star, t_star_sharp, bounds = False, None, None, None
+    if isinstance(trend, PlainTrend):
+        with np.errstate(all="ignore"):  # spectra so wide that λ₁⁴/λ_d² overflows satisfy no hypothesis
+            assumption, t_star = _paper_t_star(modes, state, eta, noise_max)
+        t_star_sharp, bounds = trend.falls_until(eta), _two_level_bounds(modes, state, trend.decay, turns)
     return Phases(
         turns=turns,
         complete=complete,
         alignment_start=known[0],
         alignment_min=min(known),
         alignment_limit=limit,
-        turn_bounds=_two_level_bounds(modes, state, decay, turns),
+        turn_bounds=bounds,
         t_star=t_star,
-        t_star_sharp=trend.falls_until(eta),
+        t_star_sharp=t_star_sharp,
         assumption_14=assumption,
-        stability=stability,
-        shape=_describe(trend.first_sign(), turns, complete, stability, limit),
+        stability=trend.stability,
+        shape=_describe(trend.first_sign(), turns, complete, trend.stability, limit),
     )
 
 
-class _Trend:
-    """The sign of θ_{t+1} − θ_t: sign(E_B·ΔE_D − E_D·ΔE_B), with ΔE = ρ^t·(s² − (1 − ρ)E_0)."""
-
-    def __init__(self, modes: Modes, state: State, eta: float) -> None:
-        self.modes, self.state, self.eta = modes, state, eta
-        self.decay = decay = Decay.of(modes, eta)
-        lost = decay.loss_of_energy * state.energy
-        # At its floor, energy stays: what differs from it by round-off only does not drift.
-        drift = decay.injected - lost
-        self.drift = np.where(np.abs(drift) <= 1e-14 * (decay.injected + np.abs(lost)), 0.0, drift)
-        moving = self.drift != 0
-        self.slowest = float(np.max(decay.log_ratio[moving])) if np.any(moving) else 0.0
-        self.noisy = bool(np.any(decay.noisy))
-        # The factor e^(shift·t) common to all energies is left out.
-        self.shift = max(0.0, self.slowest) if self.noisy else self.slowest
-
-    @property
-    def single_turn_proved(self) -> bool:
-        """The hypotheses of theory §4 for at most one turn, a minimum."""
-        modes, decay = self.modes, self.decay
-        top, next_top = float(modes.eigenvalues[0]), float(modes.eigenvalues[modes.cut])
-        floor_dominant, floor_bulk = modes.total(decay.floor)
-        return bool(
-            decay.stable
-            and self.eta * (top + next_top) < 2
-            and np.all(self.drift <= 0)
-            and np.any(self.drift[modes.cut :] < 0)
-            and floor_dominant > 0
-            and floor_bulk > 0
-        )
-
-    def sign(self, time: int) -> int:
-        """+1 where θ rises from `time` to the next step, −1 where it falls, 0 where it stays (to round-off)."""
-        decay, modes = self.decay, self.modes
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            relative = np.exp(time * np.minimum(decay.log_ratio - self.slowest, 0.0))
-            change_dominant, change_bulk = modes.total(self.drift * relative)
-            kept, gone = scaled_powers(decay.log_ratio, time, self.shift, self.noisy)
-            energy = self.state.energy * kept
-            if self.noisy:
-                accrued = np.where(decay.marginal, decay.injected, 0.0) * time * np.exp(-self.shift * time)
-                energy = energy + decay.floor * gone + accrued
-            dominant, bulk = modes.total(energy)
-            rising, falling = bulk * change_dominant, dominant * change_bulk
-        difference = rising - falling
-        if not np.isfinite(difference) or abs(difference) <= 1e-13 * (abs(rising) + abs(falling)):
-            return 0
-        return 1 if difference > 0 else -1
-
-    def first_sign(self) -> int:
-        """The sign of the first change of θ that is one."""
-        return next((s for t in (0, *(2**i for i in range(50))) if (s := self.sign(t))), 0)
-
-    def only_turn(self) -> list[Turn]:
-        """The one turn there can be: a minimum, where θ falls at first."""
-        if self.sign(0) >= 0:
-            return []
-        high = 1
-        while self.sign(high) < 0:
-            high *= 2
-            if high > _HORIZON:
-                return []
-        return [(_bisect(lambda t: self.sign(t) >= 0, high // 2, high), "min")]
-
-    def search(self) -> list[Turn]:
-        """Turns seen on a grid of times that is dense at first and geometric until all drifts have died out."""
-        # Energies settle at their own rates; in runs without noise, or unstable ones, at rates relative to the slowest.
-        log_ratio = self.decay.log_ratio[self.drift != 0]
-        rates = np.abs(log_ratio if self.shift == 0 else log_ratio - self.slowest)
-        span = 60.0 + (0.0 if self.noisy else self._span())
-        longest = span / float(np.min(rates[rates > 0])) if np.any(rates > 0) else 1.0
-        count = int(np.clip(_CELLS // self.drift.size, 64, 2048))
-        late = np.geomspace(_DENSE, max(min(longest, _HORIZON), _DENSE + 1.0), count).astype(np.int64)
-        grid = np.unique(np.concatenate([np.arange(min(_DENSE, count)), late]))
-        turns: list[Turn] = []
-        previous, before = 0, 0
-        for time in grid.tolist():
-            sign = self.sign(time)
-            if sign == 0:
-                continue
-            if before == -sign:
-                at = _bisect(_has_sign(self, sign), previous, time)
-                turns.append((at, "min" if sign > 0 else "max"))
-            previous, before = time, sign
-        return turns
-
-    def _span(self) -> float:
-        """Logarithm of the largest over the smallest energy: what the slower of two modes may have to make up."""
-        energy = self.state.energy[self.state.energy > 0]
-        return float(np.log(energy.max()) - np.log(energy.min()))
-
-    def limit(self) -> float:
-        """θ_∞: of the floors; without noise, of the slowest energies; in an unstable run, of the fastest."""
-        decay, modes, start = self.decay, self.modes, self.state.energy
-        fastest = float(np.max(decay.log_ratio[(start > 0) | decay.noisy]))
-        leading = decay.log_ratio == fastest
-        if fastest > 0 or not self.noisy:  # E_0 + s²/(ρ − 1), the coefficient of ρ^t
-            energy = np.where(leading & (decay.contraction != 0), start - decay.floor, 0.0)
-        elif np.any(decay.injected[decay.marginal] > 0):
-            energy = np.where(decay.marginal, decay.injected, 0.0)
-        else:
-            energy = np.where(decay.loss_of_energy > 0, decay.floor, start)
-        dominant, bulk = modes.total(energy)
-        return float(dominant / (dominant + bulk)) if dominant + bulk > 0 else float("nan")
-
-    def falls_until(self, eta: float) -> int | None:
-        """T15 sharpened: θ falls while E_D,t > tr(PHΣH)/(gap·(2/η − λ₁ − λ_{k+1})); needs η(λ₁ + λ_{k+1}) < 2."""
-        modes = self.modes
-        top, upper, lower = (float(modes.eigenvalues[i]) for i in (0, modes.cut - 1, modes.cut))
-        room = 2.0 / eta - top - lower
-        injected = float(modes.curvature_moments(modes.variances)[0].second)
-        if room <= 0 or not self.decay.stable or injected == 0 or np.any(self.drift[: modes.cut] > 0):
-            return None
-        with np.errstate(over="ignore", invalid="ignore"):
-            level = float(np.divide(injected, upper - lower) / room)
-
-        def above(time: int) -> bool:
-            curve = expected(modes, self.state, eta, [time])
-            return float(curve.split.dominant.signal.zeroth[0]) > level
-
-        if not above(0):
-            return None
-        high = 1
-        while above(high):
-            high *= 2
-            if high > _HORIZON:
-                return None
-        return _bisect(lambda t: not above(t), high // 2, high)
-
-
-def _has_sign(trend: _Trend, sign: int) -> Callable[[int], bool]:
-    return lambda time: trend.sign(time) == sign
-
-
-def _bisect(reached: Callable[[int], bool], low: int, high: int) -> int:
-    """The first time in (low, high] where `reached` holds, given that it holds at `high` and not at `low`."""
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return high
+def _turns(trend: Trend) -> tuple[bool, list[Turn]]:
+    """Whether theory proves that the turns are all there are, and the turns."""
+    if not (isinstance(trend, PlainTrend) and trend.single_turn_proved):
+        return False, trend.search()
+    turns = trend.only_turn()
+    return bool(turns) or trend.sign(0) >= 0, turns  # else the turn lies beyond the horizon
 
 
 def _paper_t_star(modes: Modes, state: State, eta: float, noise_max: float) -> tuple[bool, int | None]:
@@ -286,7 +148,8 @@ def _describe(first: int, turns: list[Turn], complete: bool, stability: str, lim
         start = "falls" if turns[0][1] == "min" else "rises"
         parts = [f"{start} until t = {turns[0][0]}"]
         parts += [f"then {'rises' if kind == 'min' else 'falls'}" for _, kind in turns[-1:]]
-        middle = [f"turns again at t = {t}" for t, _ in turns[1:]]
+        later = [f"turns again at t = {t}" for t, _ in turns[1:]]
+        middle = later if len(later) <= _SPELT else [f"turns {len(later)} times more, last at t = {turns[-1][0]}"]
         text = ", ".join([parts[0], *middle, parts[1]])
     else:
         text = {1: "rises throughout", -1: "falls throughout", 0: "stays as it is"}[first]

@@ -1,7 +1,7 @@
 """A quadratic with noise: the laboratory's front door. The methods here only validate and delegate.
 
-``exact`` has the closed forms, ``phases`` the turns of the curve, ``sample`` the law of a run at recorded
-times, ``step`` stepping for schedules that depend on the state.
+``curve`` and ``stationary`` have the closed forms, ``phases`` the turns of the curve, ``sample`` the law of a run
+at recorded times, ``step`` stepping for schedules that depend on the state; each is written once for all optimizers.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ import numpy.typing as npt
 
 from etastar.errors import InvalidArgument
 from etastar.moments import SplitMoments
-from etastar.quadratic import exact
-from etastar.quadratic.exact import Curve
-from etastar.quadratic.modes import Modes, finite_rows, read_state
+from etastar.quadratic.curve import Curve, expected
+from etastar.quadratic.modes import Modes, State, finite_rows, read_state
 from etastar.quadratic.noise import Noise
+from etastar.quadratic.optimizers.one_step import AVERAGED, one_step
+from etastar.quadratic.optimizers.precondition import Transformed, euclidean_moments, transform
+from etastar.quadratic.optimizers.rules import SGD, Optimizer, Preconditioned, Update, update_of
 from etastar.quadratic.paths import Paths
 from etastar.quadratic.phases import Phases, find_phases
 from etastar.quadratic.sample import sample
 from etastar.quadratic.spectrum import Spectrum
+from etastar.quadratic.stationary import stationary
 from etastar.quadratic.step import StepSize, simulate
 
 __all__ = ["Quadratic"]
 
 Array = npt.NDArray[np.float64]
+_PLAIN = SGD()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +39,9 @@ class Quadratic:
 
     States are given as ``gradient=`` (g = Hx, never x), shape ``(*batch, d)``, or as ``energy=``, ‖g‖² per block
     of equal eigenvalues, shape ``(*batch, blocks)``, so that a dimension of 10⁹ can be entered.
+
+    ``optimizer=`` says what runs: SGD() unless given, HeavyBall(β), Nesterov(β), Averaged(ω, inner), or
+    Preconditioned(M, inner), of which everything is reported in the preconditioner's inner product.
 
     Raises:
         InvalidArgument: Not a Spectrum and a Noise, or a noise whose dimension is not that of the spectrum.
@@ -62,26 +69,72 @@ class Quadratic:
         with np.errstate(over="ignore"):
             return parameters * np.repeat(self.spectrum.eigenvalues, self.spectrum.multiplicities)
 
-    def moments(self, gradient: Any = None, *, energy: Any = None) -> SplitMoments:
-        """The moments of one step from a state, batch shape ``(*batch)``."""
-        return self.modes.split_moments(read_state(self.spectrum, gradient, energy).energy)
+    def moments(
+        self,
+        gradient: Any = None,
+        *,
+        energy: Any = None,
+        momentum: Any = None,
+        optimizer: Optimizer = _PLAIN,
+        euclidean: bool = False,
+    ) -> SplitMoments:
+        """The moments of one step from a state, batch shape ``(*batch)``.
 
-    def expected(self, gradient: Any = None, *, energy: Any = None, step_size: float, times: Any) -> Curve:
-        """The exact expected curve at a constant step size and any times, without stepping (theory §4)."""
-        return exact.expected(self.modes, read_state(self.spectrum, gradient, energy), step_size, times)
-
-    def stationary(self, step_size: Any) -> SplitMoments:
-        """Moments of the stationary state, at one step size or an array of them (T16).
+        Args:
+            gradient: g, ``(*batch, d)``; or `energy`, ``(*batch, blocks)``.
+            energy: See `gradient`.
+            momentum: The buffer m before the step, ``(*batch, d)``; empty unless given.
+            optimizer: What takes the step; where its direction is not g the record has `descent` (theory §7).
+            euclidean: Of a preconditioned step, as it is in x instead of the preconditioner's inner product.
 
         Raises:
-            UnstableStep: No stationary state: a step outside (0, 2/λ₁), or a negative eigenvalue.
+            InvalidArgument: A bad state, an averaged iterate, or `euclidean` without a preconditioner.
         """
-        return exact.stationary(self.modes, step_size)
+        update = update_of(optimizer)
+        if isinstance(optimizer, Preconditioned):
+            if update.averaging is not None:
+                raise InvalidArgument("optimizer", optimizer, AVERAGED)
+            if euclidean:
+                return euclidean_moments(optimizer, self, gradient, momentum)
+            view = self._transformed(optimizer, gradient)
+            buffer = None if momentum is None else view.gradient(momentum)
+            problem = view.problem
+            return one_step(problem.spectrum, problem.modes, update, view.gradient(gradient), None, buffer)
+        if euclidean:
+            raise InvalidArgument("euclidean", euclidean, "only with optimizer=Preconditioned(M, …)")
+        return one_step(self.spectrum, self.modes, update, gradient, energy, momentum)
 
-    def phases(self, gradient: Any = None, *, energy: Any = None, step_size: float) -> Phases:
-        """Turning times of the expected alignment, the paper's t*, bounds, and the shape in words (T15, T16)."""
-        state = read_state(self.spectrum, gradient, energy)
-        return find_phases(self.modes, state, step_size, self.noise.extremes()[1])
+    def expected(
+        self,
+        gradient: Any = None,
+        *,
+        energy: Any = None,
+        step_size: float,
+        times: Any,
+        optimizer: Optimizer = _PLAIN,
+    ) -> Curve:
+        """The exact expected curve at a constant step size and any times, without stepping (theory §4, §7)."""
+        run = self._run(optimizer, gradient, energy)
+        return expected(run.problem.modes, run.state, step_size, times, run.update)
+
+    def stationary(self, step_size: Any, *, optimizer: Optimizer = _PLAIN) -> SplitMoments:
+        """Moments of the stationary state, at one step size or an array of them (T16, theory §7).
+
+        Raises:
+            UnstableStep: No stationary state: a step outside the optimizer's stable range, or a negative eigenvalue.
+        """
+        problem = transform(optimizer, self).problem if isinstance(optimizer, Preconditioned) else self
+        return stationary(problem.modes, step_size, update_of(optimizer))
+
+    def phases(
+        self, gradient: Any = None, *, energy: Any = None, step_size: float, optimizer: Optimizer = _PLAIN
+    ) -> Phases:
+        """Turning times of the expected alignment, the paper's t*, bounds, and the shape in words (T15, T16).
+
+        With other optimizers than SGD turns are searched for: nothing is proved of them.
+        """
+        run = self._run(optimizer, gradient, energy)
+        return find_phases(run.problem.modes, run.state, step_size, run.problem.noise.extremes()[1], run.update)
 
     def sample(
         self,
@@ -93,6 +146,7 @@ class Quadratic:
         replicas: int = 1,
         seed: int = 0,
         keep_gradient: bool = False,
+        optimizer: Optimizer = _PLAIN,
     ) -> Paths:
         """Independent runs with Gaussian noise, exact in law at the recorded times, without the steps between.
 
@@ -104,9 +158,11 @@ class Quadratic:
             replicas: Runs per start.
             seed: Seed of the random streams; results do not depend on the number of cores.
             keep_gradient: Also return the gradients, mode by mode.
+            optimizer: What steps, from an empty buffer.
         """
-        state = read_state(self.spectrum, gradient, energy)
-        return sample(self.spectrum, self.noise, self.modes, state, step_size, times, replicas, seed, keep_gradient)
+        run = self._run(optimizer, gradient, energy)
+        spectrum, noise, modes = run.problem.spectrum, run.problem.noise, run.problem.modes
+        return sample(spectrum, noise, modes, run.state, step_size, times, replicas, seed, keep_gradient, run.update)
 
     def simulate(
         self,
@@ -120,6 +176,7 @@ class Quadratic:
         replicas: int = 1,
         seed: int = 0,
         keep_gradient: bool = False,
+        optimizer: Optimizer = _PLAIN,
     ) -> Paths:
         """Step by step, for step sizes that depend on the state and for projected updates (paper eq. 3, 4).
 
@@ -130,17 +187,18 @@ class Quadratic:
                 ``critical_step_size``, …) that returns step sizes of shape ``()`` or ``(replicas, *batch)``.
             steps: Steps to take.
             record: Times to record, 0 … steps; every step unless given.
-            projection: "dominant" (DSGD) or "bulk" (BSGD) updates only that subspace.
+            projection: "dominant" (DSGD) or "bulk" (BSGD) updates only that subspace; a buffer fills in both.
             replicas: Runs per start.
             seed: Seed of the random streams.
             keep_gradient: Also return the gradients, mode by mode.
+            optimizer: What steps, from an empty buffer.
         """
-        state = read_state(self.spectrum, gradient, energy)
+        run = self._run(optimizer, gradient, energy)
         return simulate(
-            self.spectrum,
-            self.noise,
-            self.modes,
-            state,
+            run.problem.spectrum,
+            run.problem.noise,
+            run.problem.modes,
+            run.state,
             step_size,
             steps,
             record,
@@ -148,4 +206,26 @@ class Quadratic:
             replicas,
             seed,
             keep_gradient,
+            run.update,
         )
+
+    def _run(self, optimizer: Optimizer, gradient: Any, energy: Any) -> _Run:
+        update = update_of(optimizer)
+        if isinstance(optimizer, Preconditioned):
+            view = self._transformed(optimizer, gradient)
+            return _Run(view.problem, read_state(view.problem.spectrum, view.gradient(gradient), None), update)
+        return _Run(self, read_state(self.spectrum, gradient, energy), update)
+
+    def _transformed(self, optimizer: Preconditioned, gradient: Any) -> Transformed:
+        if gradient is None:
+            raise InvalidArgument("gradient", None, "a preconditioner needs gradient=, mode by mode")
+        return transform(optimizer, self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A problem, a state on it, and the update that runs from there."""
+
+    problem: Quadratic
+    state: State
+    update: Update

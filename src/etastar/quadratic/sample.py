@@ -1,7 +1,8 @@
 """Runs at a constant step, exact in law at recorded times only: the steps between are never taken.
 
-A mode is an AR(1): s steps on, g' = (1 − ηλ)^s g + N(0, V_s), V_s = (ηλ)²κ²·(1 − ρ^s)/(1 − ρ) (theory §5).
-Cost is blocks × recorded times, whatever the number of steps and whatever the multiplicities.
+A mode is an AR(1): s steps on, g' = (1 − ηλ)^s g + N(0, V_s), V_s = (ηλ)²κ²·(1 − ρ^s)/(1 − ρ) (theory §5). With
+momentum or averaging it is the same of a state of two or three vectors. Cost is blocks × recorded times, whatever
+the number of steps and whatever the multiplicities.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from etastar.quadratic.arguments import read_times, single_step_size
 from etastar.quadratic.exact import Decay
 from etastar.quadratic.modes import Modes, State
 from etastar.quadratic.noise import Noise
-from etastar.quadratic.paths import Ensemble, Paths, joint_root
+from etastar.quadratic.optimizers.frame import Frame
+from etastar.quadratic.optimizers.leap import Leaps
+from etastar.quadratic.optimizers.rules import PLAIN, Update
+from etastar.quadratic.paths import Ensemble, Paths, joint_root, lead_triangle
 from etastar.quadratic.spectrum import Spectrum
 
 __all__ = ["sample"]
@@ -31,16 +35,39 @@ _AHEAD = 16  # recorded times drawn at once
 
 @dataclass(frozen=True)
 class _Leap:
-    """The law of `steps` steps taken at once: g' = factor·g + noise."""
+    """The law of `steps` steps taken at once: state' = factor·state + noise."""
 
-    factor: Array  # (blocks,)
-    deviation: Array  # (blocks,), of the lead
-    root: Array | None  # (d, d), S with S·Sᵀ the joint covariance, where modes are correlated
+    factor: Array  # (blocks,), or (size, size, blocks)
+    deviation: Array  # of the lead, (blocks,), or the lower triangle of a root of the covariance, (size, size, blocks)
+    root: Array | None  # (size·d, size·d), S with S·Sᵀ the joint covariance, where modes are correlated
 
     @cached_property
     def unbounded(self) -> bool:
-        """Whether a factor left float64's range: then zero times it stays zero."""
-        return bool(np.any(np.isinf(self.factor)))
+        """Whether a factor left float64's range: then anything times zero stays zero."""
+        return not np.all(np.isfinite(self.factor))
+
+    def spread(self, normals: Array) -> None:
+        """Turn normals ``(size, columns, rows, blocks)`` into the noise of the leap, in place."""
+        size, _, rows, blocks = normals.shape
+        if self.root is not None:
+            joint = normals[:, 0].transpose(1, 0, 2).reshape(rows, -1) @ self.root.T
+            normals[:, 0] = joint.reshape(rows, size, blocks).transpose(1, 0, 2)
+            return
+        triangle = self.deviation.reshape(size, size, blocks)
+        for i in reversed(range(size)):
+            normals[i] *= triangle[i, i]
+            for j in range(i):
+                normals[i] += triangle[i, j] * normals[j]
+
+    def carry(self, state: Array, onto: Array, scratch: Array) -> None:
+        """Add factor·state to `onto`, both ``(size, columns, rows, blocks)``."""
+        factor = self.factor.reshape(len(state), len(state), -1)
+        for i, target in enumerate(onto):
+            for j, source in enumerate(state):
+                np.multiply(source, factor[i, j], out=scratch)
+                if self.unbounded:
+                    scratch[source == 0] = 0.0
+                target += scratch
 
 
 def sample(
@@ -53,13 +80,16 @@ def sample(
     replicas: int,
     seed: int,
     keep_gradient: bool,
+    update: Update = PLAIN,
 ) -> Paths:
     """Exact-in-law runs; see `Quadratic.sample`."""
     eta, when = single_step_size(step_size), read_times(times)
-    ensemble = Ensemble.of(spectrum, noise, modes, state, replicas, keep_gradient)
+    ensemble = Ensemble.of(spectrum, noise, modes, state, replicas, keep_gradient, update)
     decay = Decay.of(ensemble.modes, eta)
     spacings = np.diff(when, prepend=0)
-    leaps = {int(s): _leap(ensemble, decay, int(s)) for s in np.unique(spacings)}
+    frame = Frame.of(update, eta, ensemble.modes.eigenvalues)
+    take = partial(_leap, ensemble, decay) if update.plain else _LinearLeaps(ensemble, frame).take
+    leaps = {int(s): take(int(s)) for s in np.unique(spacings)}
     rows, blocks = ensemble.start.shape
     sums = np.empty((rows, when.size, 4))
     gradient = np.empty((rows, when.size, blocks)) if keep_gradient else None
@@ -67,7 +97,7 @@ def sample(
 
     def run(chunk: tuple[slice, np.random.Generator]) -> None:
         part, rng = chunk
-        _run(ensemble, plan, rng, part, sums, gradient)
+        _run(ensemble, frame.start, plan, rng, part, sums, gradient)
 
     chunks = ensemble.streams(seed, _CHUNK)
     with ThreadPoolExecutor(min(len(chunks), os.cpu_count() or 1)) as pool:
@@ -107,49 +137,103 @@ def _correlation(covariance: Array, decay: Decay, steps: int) -> Array:
     return signed / scale[:, None] / scale
 
 
+class _LinearLeaps:
+    """Leaps of a state of several vectors, for any number of steps."""
+
+    def __init__(self, ensemble: Ensemble, frame: Frame) -> None:
+        covariance = ensemble.modes.covariance
+        noise = np.square(ensemble.deviation) if covariance is None else covariance
+        self.joint, self.quiet = covariance is not None, ensemble.deviation == 0
+        unit = np.eye(len(frame.lag))[..., None]
+        # Modes that noise correlates must share the signs of their steps.
+        lag = frame.sign * (unit + frame.lag) - unit if self.joint else frame.lag
+        self.sign = np.ones(1) if self.joint else frame.sign
+        self.leaps = Leaps(lag, frame.injection, noise)
+
+    def take(self, steps: int) -> _Leap:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            leap = self.leaps.at(np.array([steps]))
+            factor, spread = leap.power[:, :, 0] * self.sign**steps, leap.spread[:, :, 0]
+            if not self.joint:
+                return _Leap(factor, _lower_root(np.where(self.quiet, 0.0, spread), steps), None)
+            size, _, d, _ = spread.shape
+            joint = spread.transpose(0, 2, 1, 3).reshape(size * d, size * d)
+            deviation = np.sqrt(np.maximum(np.diag(joint), 0.0))
+            root = joint_root(deviation, joint / deviation[:, None] / deviation)
+        return _Leap(factor, deviation, root)
+
+
+def _lower_root(spread: Array, steps: int) -> Array:
+    """Cholesky roots of covariances ``(size, size, blocks)`` of rank at most `steps`, semi-definite ones included."""
+    size = len(spread)
+    root = np.zeros_like(spread)
+    for j in range(min(size, steps)):
+        left = spread[j:, j] - np.einsum("ik...,k...->i...", root[j:, :j], root[j, :j])
+        pivot = np.sqrt(np.maximum(left[0], 0.0))
+        root[j, j] = pivot
+        root[j + 1 :, j] = np.where(pivot > 0, left[1:] / np.where(pivot > 0, pivot, 1.0), 0.0)
+    return root
+
+
 def _run(
     ensemble: Ensemble,
+    start: Array,
     plan: list[_Leap],
     rng: np.random.Generator,
     part: slice,
     sums: Array,
     gradient: Array | None,
 ) -> None:
-    lead = ensemble.start[part].copy()
+    state = ensemble.states(part, start)
     weights, several, cut = ensemble.weights, ensemble.chi_square, ensemble.modes.cut
-    shape = (ensemble.modes.multiplicities[several] - 1) / 2
-    scratch = np.empty((_AHEAD, *lead.shape))
-    moved = np.empty_like(lead)
+    absent = [(column, ensemble.absent(column)) for column in range(1, ensemble.columns)]
+    freedom = ensemble.modes.multiplicities[several] - ensemble.columns
+    shown = int(np.argmax(ensemble.update.gradient))
+    scratch = np.empty((_AHEAD, *state.shape))
+    moved = np.empty(state.shape[1:])
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         for first in range(0, len(plan), _AHEAD):
             leaps = plan[first : first + _AHEAD]
             drawn = scratch[: len(leaps)]
             rng.standard_normal(out=drawn)
             for leap, value in zip(leaps, drawn, strict=True):
-                if leap.root is None:
-                    value *= leap.deviation
-                else:
-                    value[...] = value @ leap.root.T
-                np.multiply(lead, leap.factor, out=moved)
-                if leap.unbounded:
-                    moved[lead == 0] = 0.0
-                value += moved
+                leap.spread(value)
+                for column, blocks in absent:
+                    value[:, column, :, blocks] = 0.0
+                leap.carry(state, value, moved)
                 if several.size:
-                    _rest_of_block(value, several, shape, leap.deviation, rng)
-                lead = value
-            lead = lead.copy()
+                    _rest_of_block(value, several, freedom, leap.deviation, rng)
+                state = value
+            state = state.copy()
+            seen = drawn[:, shown]
             if gradient is not None:
-                gradient[part, first : first + len(leaps)] = drawn.transpose(1, 0, 2)
-            np.square(drawn, out=drawn)
+                gradient[part, first : first + len(leaps)] = seen[:, 0].transpose(1, 0, 2)
+            np.square(seen, out=seen)
+            energy = seen[:, 0] if ensemble.columns == 1 else seen.sum(axis=1)
             block = sums[part, first : first + len(leaps)]
             # Per subspace, so that one that overflows leaves the other's sums alone.
-            block[..., 0::2] = (drawn[..., :cut] @ weights[:cut]).transpose(1, 0, 2)
-            block[..., 1::2] = (drawn[..., cut:] @ weights[cut:]).transpose(1, 0, 2)
+            block[..., 0::2] = (energy[..., :cut] @ weights[:cut]).transpose(1, 0, 2)
+            block[..., 1::2] = (energy[..., cut:] @ weights[cut:]).transpose(1, 0, 2)
 
 
 def _rest_of_block(
-    value: Array, several: npt.NDArray[np.intp], shape: Array, deviation: Array, rng: np.random.Generator
+    value: Array,
+    several: npt.NDArray[np.intp],
+    freedom: npt.NDArray[np.int64],
+    deviation: Array,
+    rng: np.random.Generator,
 ) -> None:
-    """Add the χ² energy of the other μ − 1 modes of each block, and rotate all of it into the lead."""
-    rest = 2.0 * rng.standard_gamma(shape, size=(value.shape[0], several.size))
-    value[:, several] = np.sqrt(np.square(value[:, several]) + np.square(deviation[several]) * rest)
+    """Add the noise of the other `freedom` modes of each block, and rotate all of it into the leads.
+
+    Its Gram matrix is Wishart; by Bartlett its root has χ on the diagonal and normals below it.
+    """
+    size, _, rows, blocks = value.shape
+    root = deviation.reshape(size, size, blocks)[..., several]
+    other = np.zeros((size, size, rows, several.size))
+    for i in range(size):
+        shape = np.maximum(freedom - i, 0) / 2
+        other[i, i] = np.sqrt(2.0 * rng.standard_gamma(shape, size=(rows, several.size)))
+        for j in range(i):
+            other[i, j] = rng.standard_normal((rows, several.size)) * (freedom > j)
+    noise = np.einsum("ij...b,jk...b->ik...b", root[:, :, None], other)
+    value[..., several] = lead_triangle(np.concatenate([value[..., several], noise], axis=1))

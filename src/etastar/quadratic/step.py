@@ -22,11 +22,13 @@ from etastar.criteria import (
     loss_thresholds,
 )
 from etastar.errors import InvalidArgument
-from etastar.moments import CurvatureMoments, SplitMoments, SubspaceMoments
+from etastar.moments import SplitMoments
 from etastar.quadratic.arguments import read_times, whole_number
 from etastar.quadratic.modes import Modes, State
 from etastar.quadratic.noise import Noise
-from etastar.quadratic.paths import Ensemble, Paths, joint_root
+from etastar.quadratic.optimizers.observables import Observable, observables, split_of, update_noise
+from etastar.quadratic.optimizers.rules import PLAIN, Update
+from etastar.quadratic.paths import Ensemble, Paths, joint_root, lead_triangle
 from etastar.quadratic.spectrum import Spectrum
 
 __all__ = ["SimulationState", "StepSize", "simulate"]
@@ -80,6 +82,7 @@ def simulate(
     replicas: int,
     seed: int,
     keep_gradient: bool,
+    update: Update = PLAIN,
 ) -> Paths:
     """Step-by-step runs; see `Quadratic.simulate`."""
     steps = whole_number("steps", steps, least=0)
@@ -88,12 +91,12 @@ def simulate(
         raise InvalidArgument("record", int(when[-1]), f"must not exceed the number of steps, {steps}")
     if projection not in (None, "dominant", "bulk"):
         raise InvalidArgument("projection", projection, 'must be "dominant", "bulk" or None')
-    ensemble = Ensemble.of(spectrum, noise, modes, state, replicas, keep_gradient)
+    ensemble = Ensemble.of(spectrum, noise, modes, state, replicas, keep_gradient, update)
     return _Stepper(ensemble, step_size, projection, seed).run(when, keep_gradient)
 
 
 class _Stepper:
-    """The runs in progress: leads of all rows, and their weighted sums, updated chunk by chunk."""
+    """The runs in progress: states of all rows, and their weighted sums, updated chunk by chunk."""
 
     def __init__(self, ensemble: Ensemble, step_size: StepSize, projection: str | None, seed: int) -> None:
         modes = ensemble.modes
@@ -101,33 +104,36 @@ class _Stepper:
         self.step_size = step_size if callable(step_size) else as_step_size(step_size)
         if isinstance(self.step_size, np.ndarray) and self.step_size.ndim:
             raise InvalidArgument("step_size", step_size, "must be one number, or a function of the state")
-        self.lead = ensemble.start.copy()
+        self.state = ensemble.states()
+        self.shown = int(np.argmax(ensemble.update.gradient))
         self.chunks = ensemble.streams(seed, _CHUNK)
         height = max(part.stop - part.start for part, _ in self.chunks)
-        self.scratch = np.empty((height, modes.eigenvalues.size))  # once: fresh memory costs as much as the normals
+        # Once: fresh memory costs as much as the normals.
+        self.scratch = np.empty((ensemble.columns, height, modes.eigenvalues.size))
         moving = np.ones(modes.eigenvalues.size)
         if projection is not None:
             dominant = np.arange(moving.size) < modes.cut
             moving = np.where(dominant == (projection == "dominant"), 1.0, 0.0)
         self.rate = moving * modes.eigenvalues  # what a unit step moves, per block
         self.root = _root(modes.covariance)
-        self.noise = modes.curvature_moments(modes.variances)
-        self.sums = np.empty((self.lead.shape[0], 8))
-        # Squared leads of a subspace times this: the energy, its loss, and the first and second moment.
-        with np.errstate(over="ignore", invalid="ignore"):
-            powers = [modes.eigenvalues**p for p in (0, 1, 2)]
-            # Transposed from contiguous rows: BLAS multiplies by it several times faster than by columns.
-            self.weights = np.stack([powers[0], modes.loss_weights, *powers[1:]]).T
-            self._add_up(slice(None), np.square(self.lead))
+        self.observables = [
+            (o, o.weights(modes.eigenvalues)) for o in observables(ensemble.update.gradient, ensemble.update.direction)
+        ]
+        self.noise = update_noise(modes, ensemble.update)
+        self.sums = np.empty((2, sum(len(o.columns) for o, _ in self.observables), self.state.shape[2]))
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            self._add_up(slice(0, self.state.shape[2]))
 
-    def _add_up(self, rows: slice, squares: Array) -> None:
+    def _add_up(self, rows: slice, scratch: Array | None = None) -> None:
         """Per subspace, so that one that overflows leaves the other's sums alone."""
-        cut = self.ensemble.modes.cut
-        self.sums[rows, :4] = squares[:, :cut] @ self.weights[:cut]
-        self.sums[rows, 4:] = squares[:, cut:] @ self.weights[cut:]
+        cut, state = self.ensemble.modes.cut, self.state[:, :, rows]
+        for observable, weights in self.observables:
+            product = _product(observable, state, scratch)
+            self.sums[0, observable.columns, rows] = (product[:, :cut] @ weights[:cut]).T
+            self.sums[1, observable.columns, rows] = (product[:, cut:] @ weights[cut:]).T
 
     def run(self, when: npt.NDArray[np.int64], keep_gradient: bool) -> Paths:
-        rows, blocks = self.lead.shape
+        _, _, rows, blocks = self.state.shape
         sums = np.empty((rows, when.size, 4))
         taken = np.full((rows, when.size), np.nan)
         gradient = np.empty((rows, when.size, blocks)) if keep_gradient else None
@@ -136,9 +142,9 @@ class _Stepper:
             for step in range(int(when[-1]) + 1):
                 index = slot.get(step)
                 if index is not None:
-                    sums[:, index] = self.sums[:, [0, 4, 1, 5]]
+                    sums[:, index] = self.sums[:, :2].swapaxes(0, 1).reshape(4, rows).T
                     if gradient is not None:
-                        gradient[:, index] = self.lead
+                        gradient[:, index] = self.state[self.shown, 0]
                 if step == when[-1]:
                     break
                 eta = self._step_size(step)
@@ -148,16 +154,13 @@ class _Stepper:
         return self.ensemble.paths(when, sums, taken, gradient)
 
     def _step_size(self, step: int) -> Array:
-        rows = self.lead.shape[0]
+        rows = self.state.shape[2]
         if not callable(self.step_size):
             return np.broadcast_to(self.step_size, (rows,))
         shape = (self.ensemble.replicas, *self.ensemble.batch)
-        columns = [column.reshape(shape) for column in self.sums.T]
-        split = SplitMoments(
-            SubspaceMoments(CurvatureMoments(columns[0], columns[2], columns[3]), self.noise[0]),
-            SubspaceMoments(CurvatureMoments(columns[4], columns[6], columns[7]), self.noise[1]),
-        )
-        value = self.step_size(SimulationState(step, split, columns[1] + columns[5]))
+        sums = self.sums.reshape(2, -1, *shape)
+        split = split_of(self.noise, self.ensemble.update, *sums.copy())
+        value = self.step_size(SimulationState(step, split, sums[0, 1] + sums[1, 1]))
         try:
             return np.broadcast_to(as_step_size(value), shape).reshape(rows)
         except InvalidArgument as error:
@@ -167,26 +170,65 @@ class _Stepper:
             raise InvalidArgument(f"step_size at step {step}", np.shape(value), f"must broadcast to {shape}") from None
 
     def _advance(self, eta: Array) -> None:
-        several, modes = self.ensemble.chi_square, self.ensemble.modes
-        shape = (modes.multiplicities[several] - 1) / 2
+        several, columns = self.ensemble.chi_square, self.ensemble.columns
+        shape = (self.ensemble.modes.multiplicities[several] - columns) / 2
+        absent = [(column, self.ensemble.absent(column)) for column in range(1, columns)]
         for part, rng in self.chunks:
-            lead = self.lead[part]
-            move = self.scratch[: lead.shape[0]]
-            rng.standard_normal(out=move)
+            state, step = self.state[:, :, part], eta[part, None]
+            noise = self.scratch[:, : step.size]
+            rng.standard_normal(out=noise)
             if self.root is None:
-                move *= self.ensemble.deviation
+                noise *= self.ensemble.deviation
             else:
-                move[...] = move @ self.root.T
-            move += lead
-            move *= self.rate
-            move *= eta[part, None]
-            lead -= move
+                noise[...] = noise @ self.root.T
+            for column, blocks in absent:
+                noise[column][:, blocks] = 0.0
+            self._move(state, noise, step)
             if several.size:
-                rest = 2.0 * rng.standard_gamma(shape, size=(lead.shape[0], several.size))
-                spread = np.square(eta[part, None] * self.rate[several] * self.ensemble.deviation[several])
-                lead[:, several] = np.sqrt(np.square(lead[:, several]) + spread * rest)
-            np.square(lead, out=move)
-            self._add_up(part, move)
+                rest = 2.0 * rng.standard_gamma(np.maximum(shape, 0.0), size=(step.size, several.size))
+                other = self._injected(step, several) * (np.sqrt(rest) * self.ensemble.deviation[several])
+                state[..., several] = lead_triangle(np.concatenate([state[..., several], other[:, None]], axis=1))
+            self._add_up(part, noise[0])
+
+    def _move(self, state: Array, noise: Array, step: Array) -> None:
+        """Take the step, with `noise` ``(columns, rows, blocks)``, which is used up."""
+        update, gradient = self.ensemble.update, state[0]
+        noise += gradient
+        if update.memory is not None:
+            buffer, fresh = state[1], noise.copy()
+            noise *= update.fresh
+            noise += update.stale * buffer
+            buffer *= update.memory
+            buffer += fresh
+        noise *= self.rate
+        noise *= step
+        gradient -= noise
+        if update.averaging is not None:
+            state[-1] += (1.0 - update.averaging) * (gradient - state[-1])
+
+    def _injected(self, step: Array, blocks: npt.NDArray[np.intp]) -> Array:
+        """What a unit of noise adds to the state of `blocks`, ``(size, rows, blocks)``."""
+        product = step * self.rate[blocks]
+        return self.ensemble.update.injection(product.ravel()).reshape(-1, *product.shape)
+
+
+def _product(observable: Observable, state: Array, scratch: Array | None) -> Array:
+    """The two sides of an observable multiplied and summed over the columns of leads, ``(rows, blocks)``."""
+    left = _side(observable.left, state)
+    right = left if observable.right is observable.left else _side(observable.right, state)
+    out = scratch if len(left) == 1 else None
+    product = np.multiply(left[0], right[0], out=out)
+    for other, another in zip(left[1:], right[1:], strict=True):
+        product += other * another
+    return product
+
+
+def _side(row: Array, state: Array) -> Array:
+    """A row applied to the state, ``(columns, rows, blocks)``; no copy where it picks one vector."""
+    chosen = np.flatnonzero(row)
+    if chosen.size == 1 and row[chosen[0]] == 1.0:
+        return state[chosen[0]]
+    return np.einsum("i,i...->...", row, state)
 
 
 def _root(covariance: Array | None) -> Array | None:
