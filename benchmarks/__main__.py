@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from etastar.quadratic import Noise, Quadratic, SimulationState, Spectrum
+from etastar.quadratic import SGD, HeavyBall, Nesterov, Noise, Quadratic, SimulationState, Spectrum
 from etastar.recipes.paper_figures.setting import RATIOS, SEEDS, STEP_SIZE, STEPS, paper_problem
 
 
@@ -155,6 +155,38 @@ def sample_dimension() -> Row:
     return Row("sample, two levels, d = 10⁹", "the same with d = 10³", large / small, "≤", 1.2)
 
 
+def momentum_curve() -> list[Row]:
+    """Curves of heavy ball and of Nesterov's momentum against that of SGD, at every step."""
+    problem, times = Quadratic(Spectrum.paper(10.0), Noise.isotropic(0.25)), np.arange(3000)
+    gradient = problem.gradient_at(np.ones(500))
+
+    def curve(optimizer: HeavyBall | Nesterov | SGD) -> Callable[[], None]:
+        def ten() -> None:  # one is so short that it may or may not be interrupted
+            for _ in range(10):
+                problem.expected(gradient=gradient, step_size=0.005, times=times, optimizer=optimizer)
+
+        return ten
+
+    rows: list[Row] = []
+    for optimizer in (HeavyBall(0.9), Nesterov(0.9)):
+        mine, plain = alternately(curve(optimizer), curve(SGD()), 9)
+        what = f"expected with {type(optimizer).__name__}, d = 500, 3,000 times"
+        rows.append(Row(what, "the same with SGD", mine / plain, "≤", 4.0))
+    return rows
+
+
+def gram_chain() -> Row:
+    """Sampling heavy ball on a two-level problem of 10⁹ dimensions, as Gram matrices of its blocks, against 10³."""
+
+    def run(dimension: int) -> Callable[[], object]:
+        problem = Quadratic(Spectrum.two_level(dimension, 10, 100.0, 1.0), Noise.isotropic(1 / dimension))
+        arguments = {"energy": [1.0, 9.0], "step_size": 0.01, "optimizer": HeavyBall(0.9)}
+        return lambda: problem.sample(**arguments, times=np.arange(1, 501) * 10, replicas=256)
+
+    large, small = alternately(run(10**9), run(10**3), 9)
+    return Row("Gram chain of heavy ball, two levels, d = 10⁹", "the same with d = 10³", large / small, "≤", 1.2)
+
+
 def simulate_rate() -> Row:
     """Stepping with state-dependent steps, against the rate at which NumPy's own generator fills normals."""
     d, replicas, steps = 10_000, 64, 25
@@ -185,7 +217,16 @@ def simulate_rate() -> Row:
 def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 150)
     table = Table("figure", "reference", "ratio", "limit", "", title="Speed, as ratios within this run")
-    for measure in (paper_paths, expected_curve, expected_memory, sample_dimension, simulate_rate):
+    measures = (
+        paper_paths,
+        expected_curve,
+        expected_memory,
+        momentum_curve,
+        sample_dimension,
+        gram_chain,
+        simulate_rate,
+    )
+    for measure in measures:
         rows = measure()
         for row in rows if isinstance(rows, list) else [rows]:
             digits = 0 if row.ratio >= 10 else 2

@@ -13,8 +13,9 @@ ETASTAR = """
     loss_thresholds regime_border step_budget
 """
 QUADRATIC = """
-    Curve Noise PaperBounds Paths Phases Quadratic RatioExpectation SimulationState Spectrum corrected_critical_step
-    expected_alignment_after expected_alignment_stationary guaranteed_ratio paper_bounds ratio_bound
+    Averaged Curve HeavyBall Nesterov Noise PaperBounds Paths Phases Preconditioned Quadratic RatioExpectation SGD
+    SimulationState Spectrum corrected_critical_step expected_alignment expected_alignment_after
+    expected_alignment_stationary guaranteed_ratio paper_bounds ratio_bound
 """
 HEAVY = ("scipy", "matplotlib", "plotly", "sklearn", "torch", "pandas", "rich", "tyro")
 

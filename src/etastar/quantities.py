@@ -71,7 +71,10 @@ NUMBERS: Mapping[str, tuple[str, Callable[[Measurement], Any]]] = {
     "step_size": (f"η in use {_UNIT}", lambda row: row.step_size),
     "largest_eigenvalue": ("λ₁ of the Hessian [loss/parameter²]", _certified("largest_eigenvalue")),
     "stability_limit": (f"2/λ₁ {_UNIT}", _stability_limit),
-    "third_derivative_shift": ("share by which the third derivative moves η*", _certified("third_derivative_shift")),
+    "third_derivative_shift": (
+        "share by which orders beyond the quadratic model move η*",
+        _certified("third_derivative_shift"),
+    ),
     "regime": ("how the alignment responds to the step size", lambda row: row.regime.name),
     "regime_resolved": ("whether the intervals leave one regime only", _regime_resolved),
 }
@@ -100,7 +103,7 @@ _OF_THE_EXPANSION = ("critical_step_size", "step_over_critical")
 def metrics(row: Measurement) -> dict[str, float | str]:
     """What a tracker is given: finite floats under the names of the columns, and ``regime`` as text.
 
-    An estimate that is not resolved is left out with its interval, η* also where the third derivative makes it
+    An estimate that is not resolved is left out with its interval, η* also where orders beyond the quadratic make it
     untrustworthy, and the regime where the intervals leave more than one.
     """
     values = {name: number(row) for name, (_, number) in NUMBERS.items()}

@@ -20,7 +20,8 @@ from etastar import (
 from etastar.network import HessianOperator
 from etastar.network.expansion import turn_of, with_beyond
 from etastar.network.noise import sample_noise
-from etastar.network.producer import Basis, Direction, population_moments, training_moments
+from etastar.network.population import population_moments
+from etastar.network.producer import Basis, Direction, training_moments
 from etastar.quadratic import Noise, Quadratic, Spectrum
 
 N, D, K, B = 60, 6, 2, 5

@@ -80,7 +80,8 @@ class ExploredSpace:
     def __init__(self, operator: SymmetricOperator, carried: Tensor, values: Tensor) -> None:
         count = carried.shape[1]
         self._operator = operator
-        self._rows = carried.mT.contiguous()  # one basis vector per row
+        self._storage = carried.mT.contiguous()  # one basis vector per row; room for more is made as it is needed
+        self._count = count
         self.kinds = torch.full((count,), 0 if values.numel() else 2)  # of each basis vector, see `parts`
         self._values = torch.nn.functional.pad(values, (0, count - values.numel()))
         self._explored = torch.zeros(count, 0, dtype=torch.float64)
@@ -91,7 +92,11 @@ class ExploredSpace:
     @property
     def size(self) -> int:
         """b, the vectors of the basis."""
-        return self._rows.shape[0]
+        return self._count
+
+    @property
+    def _rows(self) -> Tensor:
+        return self._storage[: self._count]
 
     @property
     def explored(self) -> Tensor:
@@ -193,7 +198,12 @@ class ExploredSpace:
     def _append(self, vectors: Tensor, value: float, kind: int) -> None:
         _, leftover = self._reduce(vectors)  # normalising magnified what round-off had left along the basis
         unit = leftover / leftover.norm(dim=0, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
-        self._rows = torch.cat([self._rows, unit.mT])
+        added = unit.shape[1]
+        if self._count + added > len(self._storage):
+            room = torch.empty(max(self._count, 16) + added, len(unit), dtype=unit.dtype, device=unit.device)
+            self._storage = torch.cat([self._rows, room])
+        self._storage[self._count : self._count + added] = unit.mT
+        self._count += added
         self._values = torch.nn.functional.pad(self._values, (0, unit.shape[1]), value=value)
         self.kinds = torch.nn.functional.pad(self.kinds, (0, unit.shape[1]), value=kind)
 

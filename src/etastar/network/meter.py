@@ -25,8 +25,9 @@ from etastar.network.curvature import HessianOperator
 from etastar.network.direction import check_optimizer, is_plain, update_direction
 from etastar.network.findings import PreflightReport
 from etastar.network.parameters import ParameterVector
+from etastar.network.population import population_moments
 from etastar.network.preflight import preflight
-from etastar.network.producer import Basis, Direction, Produced, population_moments, training_moments
+from etastar.network.producer import Basis, Direction, Produced, training_moments
 from etastar.network.sharpness import batch_sharpness
 from etastar.network.subspace import Subspace, SubspaceTracker
 from etastar.uncertainty import Estimate
@@ -54,8 +55,8 @@ class AlignmentMeter:
         tolerance: Error of the basis asked for at each refresh, ‖(I − VVᵀ)V*‖_F/√k.
         probes: Noise probes of the bulk (training); one product each.
         replace: Whether mini-batches are drawn with replacement (training).
-        third_derivative: Whether second moments take in the third derivative over the step (training): without it η*
-            can be confidently wrong where the loss is far from quadratic. Two gradients for each probe and one more.
+        third_derivative: Whether η* takes in what steps do beyond the quadratic model (training): without it η* can be
+            confidently wrong where the loss is far from quadratic. Two gradients for each probe.
         parameters: Names or prefixes to restrict to.
         training: Mode to evaluate in: False for evaluation mode, None for each module as it is.
         seed: Of the tracker and the probes.

@@ -24,7 +24,7 @@ from etastar.network.expansion import beyond_quadratic, with_beyond
 from etastar.network.noise import SampleNoise, sample_noise
 from etastar.network.subspace import Subspace, SubspaceTracker
 
-__all__ = ["Basis", "Direction", "Produced", "population_moments", "training_moments"]
+__all__ = ["Basis", "Direction", "Produced", "as_array", "recoverable_loss", "training_moments"]
 
 Array = npt.NDArray[np.float64]
 
@@ -157,57 +157,9 @@ def training_moments(
     if third_step is not None:
         beyond = _beyond(operator, loss_fn, basis, gradient, along, noise.probes, block, math.sqrt(scale), third_step)
         moments, shift = with_beyond(moments, beyond, third_step)
-    coordinates = _array(basis.coordinates(gradient))
-    recoverable = np.full(probes, _recoverable(coordinates**2, _array(basis.eigenvalues)))
+    coordinates = as_array(basis.coordinates(gradient))
+    recoverable = np.full(probes, recoverable_loss(coordinates**2, as_array(basis.eigenvalues)))
     return Produced(moments, recoverable, shift)
-
-
-def population_moments(
-    operators: tuple[CurvatureOperator, CurvatureOperator],
-    gradients: Tensor,
-    gradient_batch: int,
-    basis: Basis,
-    batch_size: int,
-) -> Produced:
-    """Unbiased moments of the population's loss; replicates are jackknife pseudo-values over the gradients.
-
-    Args:
-        operators: Hessians on two independent sets of samples, neither used for the gradients.
-        gradients: Gradients of n ≥ 3 independent batches, ``(n, P)``; independent of the basis too.
-        gradient_batch: Samples behind each of them.
-        basis: The dominant subspace, from other data than the gradients.
-        batch_size: b, the size of the mini-batches whose noise is meant.
-
-    Raises:
-        InvalidArgument: Fewer than three gradients.
-    """
-    n = gradients.shape[0]
-    if n < 3:
-        raise InvalidArgument("gradients", n, "at least three independent batches are needed")
-    left, right = (operator @ gradients.mT for operator in operators)
-    left, right = left.mT, right.mT
-    image = 0.5 * (left + right)
-    coordinates, coordinates_left, coordinates_right = map(basis.coordinates, (gradients, left, right))
-    bulk, bulk_left, bulk_right = map(basis.bulk, (gradients, left, right))
-    half = 0.5 * (coordinates_left + coordinates_right)
-    tables = {
-        "dominant": (coordinates @ coordinates.mT, coordinates @ half.mT, coordinates_left @ coordinates_right.mT),
-        "bulk": (bulk @ bulk.mT, bulk @ image.mT, bulk_left @ bulk_right.mT),
-    }
-    scale = gradient_batch / batch_size
-    sides: dict[str, SubspaceMoments] = {}
-    for name, grams in tables.items():
-        pairs = [_pseudo_values(_array(gram)) for gram in grams]
-        sides[name] = SubspaceMoments(
-            CurvatureMoments(*(signal for signal, _ in pairs)), CurvatureMoments(*(scale * noise for _, noise in pairs))
-        )
-    signal, noise = _pseudo_values(_array(coordinates @ (half - coordinates @ basis.projected).mT))
-    squares = np.stack(
-        [_pseudo_values(np.outer(c, c))[0] for c in _array(coordinates).T], axis=1
-    )  # unbiased g_i² per eigenvector, (n, k)
-    recoverable = np.array([_recoverable(row, _array(basis.eigenvalues)) for row in squares])
-    moments = SplitMoments(sides["dominant"], sides["bulk"], Coupling(signal, scale * noise))
-    return Produced(moments, recoverable, float("nan"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +185,7 @@ def _signal(basis: Basis, gradient: Tensor, along: Tensor, image: Tensor, other:
     image_inside, image_outside = basis.coordinates(image), basis.bulk(image)
     along_inside, along_outside = basis.coordinates(along), basis.bulk(along)
     lifted = basis.projected @ along_inside  # VᵀHPh
-    coupling = _array(along_inside @ (basis.coordinates(image) - lifted))  # ⟨Ph, HQh⟩
+    coupling = as_array(along_inside @ (basis.coordinates(image) - lifted))  # ⟨Ph, HQh⟩
     dominant = (inside @ inside, inside @ image_inside, image_inside @ image_inside)
     bulk = (outside @ outside, outside @ image, image_outside @ image_outside)
     descent = None
@@ -241,10 +193,12 @@ def _signal(basis: Basis, gradient: Tensor, along: Tensor, image: Tensor, other:
         inner = along_inside @ lifted
         outer = along_outside @ image - (along_inside @ basis.coordinates(image) - inner)
         descent = (
-            Descent(_array(inside @ along_inside), _array(inner)),
-            Descent(_array(outside @ along_outside), _array(outer)),
+            Descent(as_array(inside @ along_inside), as_array(inner)),
+            Descent(as_array(outside @ along_outside), as_array(outer)),
         )
-    return _Signal(CurvatureMoments(*map(_array, dominant)), CurvatureMoments(*map(_array, bulk)), coupling, descent)
+    return _Signal(
+        CurvatureMoments(*map(as_array, dominant)), CurvatureMoments(*map(as_array, bulk)), coupling, descent
+    )
 
 
 def _noise_moments(
@@ -256,9 +210,9 @@ def _noise_moments(
     the bulk, Σ_j μ_j^p (u_jᵀz)² over the Ritz pairs beyond V is taken from each probe, and its exact mean put back.
     """
     probes, k = noise.probes, basis.vectors.shape[1]
-    inside, image = _array(basis.coordinates(probes)), _array(basis.coordinates(images))
+    inside, image = as_array(basis.coordinates(probes)), as_array(basis.coordinates(images))
     seen = noise.dominant.numpy()
-    M, C, guards = _array(basis.projected), seen[:k, :k], np.diag(seen)[k:]
+    M, C, guards = as_array(basis.projected), seen[:k, :k], np.diag(seen)[k:]
     carried = inside @ M
     e = image - carried
     coupling = scale * np.sum(inside * e, axis=1)
@@ -267,10 +221,10 @@ def _noise_moments(
         scale * np.trace(M @ C) + coupling,
         scale * (np.trace(M @ C @ M) + np.sum((2.0 * carried + e) * e, axis=1)),
     )
-    first = _array((basis.bulk(probes) * images).sum(dim=1))
-    second = _array(basis.bulk(images).square().sum(dim=1))
+    first = as_array((basis.bulk(probes) * images).sum(dim=1))
+    second = as_array(basis.bulk(images).square().sum(dim=1))
     if basis.beyond is not None and basis.beyond_values is not None:
-        missed, values = guards - _array(probes @ basis.beyond) ** 2, _array(basis.beyond_values)
+        missed, values = guards - as_array(probes @ basis.beyond) ** 2, as_array(basis.beyond_values)
         first, second = first + missed @ values, second + missed @ values**2
     bulk = CurvatureMoments(np.asarray(scale * (noise.bulk + guards.sum())), scale * first, scale * second)
     return dominant, bulk, coupling
@@ -303,25 +257,11 @@ def _beyond(
     return 0.5 * (found[0] + found[1])
 
 
-def _pseudo_values(gram: Array) -> tuple[Array, Array]:
-    """From a Gram table ⟨a_i, b_j⟩: pseudo-values of the U-statistic over i ≠ j, and of the diagonal beyond it.
-
-    Their mean is the U-statistic, and their leave-one-out means are those without one batch: the jackknife of any
-    criterion of the moments is that of the U-statistics.
-    """
-    n = len(gram)
-    diagonal = np.diag(gram)
-    off = gram.sum() - diagonal.sum()
-    cross = gram.sum(axis=0) + gram.sum(axis=1) - 2.0 * diagonal
-    whole = off / (n * (n - 1))
-    without = (off - cross) / ((n - 1) * (n - 2))
-    signal = n * whole - (n - 1) * without
-    return signal, diagonal - signal
-
-
-def _recoverable(squares: Array, eigenvalues: Array) -> float:
+def recoverable_loss(squares: Array, eigenvalues: Array) -> float:
+    """½ Σ g_i²/λ_i; NaN where an eigenvalue is not positive."""
     return float(0.5 * np.sum(squares / eigenvalues)) if np.all(eigenvalues > 0) else float("nan")
 
 
-def _array(tensor: Tensor) -> Array:
+def as_array(tensor: Tensor) -> Array:
+    """Float64 on the CPU."""
     return tensor.detach().double().cpu().numpy()

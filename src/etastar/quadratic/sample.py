@@ -52,22 +52,28 @@ class _Leap:
         if self.root is not None:
             joint = normals[:, 0].transpose(1, 0, 2).reshape(rows, -1) @ self.root.T
             normals[:, 0] = joint.reshape(rows, size, blocks).transpose(1, 0, 2)
-            return
-        triangle = self.deviation.reshape(size, size, blocks)
-        for i in reversed(range(size)):
-            normals[i] *= triangle[i, i]
-            for j in range(i):
-                normals[i] += triangle[i, j] * normals[j]
+        elif self.deviation.ndim == 1:
+            normals *= self.deviation
+        else:
+            for i in reversed(range(size)):
+                normals[i] *= self.deviation[i, i]
+                for j in range(i):
+                    normals[i] += self.deviation[i, j] * normals[j]
 
     def carry(self, state: Array, onto: Array, scratch: Array) -> None:
         """Add factor·state to `onto`, both ``(size, columns, rows, blocks)``."""
-        factor = self.factor.reshape(len(state), len(state), -1)
-        for i, target in enumerate(onto):
-            for j, source in enumerate(state):
-                np.multiply(source, factor[i, j], out=scratch)
-                if self.unbounded:
-                    scratch[source == 0] = 0.0
-                target += scratch
+        if self.factor.ndim == 1:
+            self._add(state[0], self.factor, onto[0], scratch)
+            return
+        for target, factors in zip(onto, self.factor, strict=True):
+            for source, factor in zip(state, factors, strict=True):
+                self._add(source, factor, target, scratch)
+
+    def _add(self, source: Array, factor: Array, target: Array, scratch: Array) -> None:
+        np.multiply(source, factor, out=scratch)
+        if self.unbounded:
+            scratch[source == 0] = 0.0
+        target += scratch
 
 
 def sample(
@@ -228,6 +234,11 @@ def _rest_of_block(
     Its Gram matrix is Wishart; by Bartlett its root has χ on the diagonal and normals below it.
     """
     size, _, rows, blocks = value.shape
+    if size == 1:
+        rest = 2.0 * rng.standard_gamma(freedom / 2, size=(rows, several.size))
+        lead = value[0, 0]
+        lead[:, several] = np.sqrt(np.square(lead[:, several]) + np.square(deviation[several]) * rest)
+        return
     root = deviation.reshape(size, size, blocks)[..., several]
     other = np.zeros((size, size, rows, several.size))
     for i in range(size):

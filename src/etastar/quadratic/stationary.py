@@ -41,6 +41,8 @@ def stationary(modes: Modes, step_size: Any, update: Update = PLAIN) -> SplitMom
     beta, a, noise, stay = update.beta, update.fresh, modes.variances, 1.0 - update.beta
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         alpha = eta[..., None] * modes.eigenvalues
+        if update.plain:
+            return split_of_blocks(modes, update, alpha * noise / room_below(update, eta[..., None], modes.eigenvalues))
         more = (a - 1.0) * alpha
         room, spring = room_below(update, eta[..., None], modes.eigenvalues), stay + more  # r and 1 − δ
         c = spring * room

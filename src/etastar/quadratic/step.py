@@ -106,6 +106,9 @@ class _Stepper:
             raise InvalidArgument("step_size", step_size, "must be one number, or a function of the state")
         self.state = ensemble.states()
         self.shown = int(np.argmax(ensemble.update.gradient))
+        self.several = ensemble.chi_square
+        self.shape = np.maximum(modes.multiplicities[self.several] - ensemble.columns, 0) / 2
+        self.absent = [(column, ensemble.absent(column)) for column in range(1, ensemble.columns)]
         self.chunks = ensemble.streams(seed, _CHUNK)
         height = max(part.stop - part.start for part, _ in self.chunks)
         # Once: fresh memory costs as much as the normals.
@@ -170,9 +173,7 @@ class _Stepper:
             raise InvalidArgument(f"step_size at step {step}", np.shape(value), f"must broadcast to {shape}") from None
 
     def _advance(self, eta: Array) -> None:
-        several, columns = self.ensemble.chi_square, self.ensemble.columns
-        shape = (self.ensemble.modes.multiplicities[several] - columns) / 2
-        absent = [(column, self.ensemble.absent(column)) for column in range(1, columns)]
+        several = self.several
         for part, rng in self.chunks:
             state, step = self.state[:, :, part], eta[part, None]
             noise = self.scratch[:, : step.size]
@@ -181,13 +182,17 @@ class _Stepper:
                 noise *= self.ensemble.deviation
             else:
                 noise[...] = noise @ self.root.T
-            for column, blocks in absent:
+            for column, blocks in self.absent:
                 noise[column][:, blocks] = 0.0
             self._move(state, noise, step)
             if several.size:
-                rest = 2.0 * rng.standard_gamma(np.maximum(shape, 0.0), size=(step.size, several.size))
-                other = self._injected(step, several) * (np.sqrt(rest) * self.ensemble.deviation[several])
-                state[..., several] = lead_triangle(np.concatenate([state[..., several], other[:, None]], axis=1))
+                rest = 2.0 * rng.standard_gamma(self.shape, size=(step.size, several.size))
+                if len(state) == 1:
+                    lead, spread = state[0, 0], np.square(step * self.rate[several] * self.ensemble.deviation[several])
+                    lead[:, several] = np.sqrt(np.square(lead[:, several]) + spread * rest)
+                else:
+                    other = self._injected(step, several) * (np.sqrt(rest) * self.ensemble.deviation[several])
+                    state[..., several] = lead_triangle(np.concatenate([state[..., several], other[:, None]], axis=1))
             self._add_up(part, noise[0])
 
     def _move(self, state: Array, noise: Array, step: Array) -> None:

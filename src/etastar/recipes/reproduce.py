@@ -44,12 +44,18 @@ class Reproduction:
         seed: Seed of everything that is drawn.
         quick: Whether it was the short form.
         seconds: Wall time per group, [s].
+        title: Of the page.
+        lead: Its first paragraph.
+        command: What makes it again.
     """
 
     sections: list[Section]
     seed: int
     quick: bool
     seconds: dict[str, float]
+    title: str = "Suspicious alignment of SGD, reproduced and audited"
+    lead: str = _LEAD
+    command: str = "etastar reproduce"
 
     @property
     def passed(self) -> bool:
@@ -117,8 +123,10 @@ def write_reproduction(reproduction: Reproduction, out: str | Path) -> list[Path
     """
     figures = [figure for section in reproduction.sections for figure in section.figures]
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in reproduction.seconds.items())
-    footer = f"etastar {version('etastar')} · seed {reproduction.seed} · {seconds}\nRemake it with: etastar reproduce"
-    page = render_html("Suspicious alignment of SGD, reproduced and audited", _LEAD, reproduction.sections, footer)
+    footer = (
+        f"etastar {version('etastar')} · seed {reproduction.seed} · {seconds}\nRemake it with: {reproduction.command}"
+    )
+    page = render_html(reproduction.title, reproduction.lead, reproduction.sections, footer)
     results = json.dumps(reproduction.results(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     dpi = 80 if reproduction.quick else 150
 

@@ -18,6 +18,7 @@ from etastar.recipes.networks import LossName, Network, load_network
 __all__ = ["TrainedRun", "TrainingPlan", "train"]
 
 Progress = Callable[[str, int, int], None]
+_NO_TURN = 100.0  # a shift this large stands for one that makes or unmakes a turn
 _GAUGE_EVERY = 64  # steps between second gradients: 3 % of a step's cost
 
 
@@ -191,11 +192,13 @@ def _run(
 
 
 def _critical_step(row: Measurement) -> str:
-    estimate = row.critical_step_size
+    estimate, shift = row.critical_step_size, float(row.certificate.get("third_derivative_shift", 0.0))
+    if shift >= _NO_TURN:
+        return "none: beyond the quadratic model θ turns at no step near it"
+    if not row.expansion_holds:
+        return f"not to be trusted: orders beyond the quadratic model move it by {shift:.0%}"
     if not estimate.resolved:
         return "unresolved"
-    if not row.expansion_holds:
-        return f"not to be trusted: the third derivative moves it by {row.certificate['third_derivative_shift']:.0%}"
     return f"{estimate.value:.4g} ({estimate.low:.4g} to {estimate.high:.4g})"
 
 

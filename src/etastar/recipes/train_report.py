@@ -16,7 +16,7 @@ from etastar.recipes.train import TrainedRun
 from etastar.report import COLOURS, Column, Figure, Line, Panel, Section, Table, render_html, render_png, run_section
 from etastar.uncertainty import Estimate
 
-__all__ = ["running_history", "write_run"]
+__all__ = ["run_sections", "running_history", "write_run"]
 
 _GAUGE_COLUMNS = [
     Column("part", "the whole update, a subspace, or one parameter tensor", numeric=False),
@@ -51,12 +51,7 @@ def write_run(run: TrainedRun, out: Path, further: Sequence[Section] = ()) -> li
         out: The directory; made where it is missing.
         further: Sections of other recipes, after the run's own.
     """
-    sections = [_loss_section(run)]
-    if len(run.history):
-        sections.append(run_section(run.history))
-    if run.gauge is not None:
-        sections.append(_gauge_section(run.gauge))
-    sections += further
+    sections = [*run_sections(run), *further]
     plan = run.plan
     title = f"{plan.recipe}, {run.loss}: {run.steps[-1]:,} steps of SGD"
     lead = f"Step size {run.step_size:g}, batch size {run.batch_size}, seed {plan.seed}; what the meter saw on the way."
@@ -65,6 +60,13 @@ def write_run(run: TrainedRun, out: Path, further: Sequence[Section] = ()) -> li
     makers: dict[str, Callable[[Path], object]] = {"history.jsonl": run.history.save}
     makers |= {f"{figure.name}.png": _writer(render_png(figure)) for figure in figures}
     return write_together(out, {**makers, "run.html": _writer(page.encode())})
+
+
+def run_sections(run: TrainedRun) -> list[Section]:
+    """Losses, what the meter saw, and what the gauge says of the end."""
+    measured = [run_section(run.history)] if len(run.history) else []
+    gauged = [] if run.gauge is None else [_gauge_section(run.gauge)]
+    return [_loss_section(run), *measured, *gauged]
 
 
 def _loss_section(run: TrainedRun) -> Section:

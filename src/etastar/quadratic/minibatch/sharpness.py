@@ -23,7 +23,7 @@ from etastar.moments import SplitMoments
 from etastar.quadratic.arguments import single_step_size
 from etastar.quadratic.minibatch.noise import MinibatchNoise
 from etastar.quadratic.minibatch.one_step import blocks_of
-from etastar.quadratic.minibatch.stability import stability, stationary, stationary_residual
+from etastar.quadratic.minibatch.stability import conditions, stationary, stationary_residual
 from etastar.quadratic.modes import Modes, State
 from etastar.quadratic.spectrum import Spectrum
 
@@ -88,13 +88,13 @@ def edges(spectrum: Spectrum, step_size: float, batch_sizes: Any) -> Edges:
 
 
 def _edges_of(modes: Modes, noise: MinibatchNoise, eta: float) -> tuple[float, float, float, float]:
-    state = stability(modes, noise, eta)
-    if not state.stable:
-        return float("nan"), float("nan"), float("nan"), float(state.kernel)
+    kernel = float(conditions(modes, noise, np.array(eta))[1])
+    if kernel >= 1:
+        return float("nan"), float("nan"), float("nan"), kernel
     split = stationary(modes, noise, eta)
     zeroth, first = _whole(split, "zeroth"), _whole(split, "first")
     sharpness = _sharpness(modes, noise.batch_size, stationary_residual(modes, noise, eta), zeroth, first)
-    return float(sharpness), 2.0 / float(loss_thresholds(split).full), float(first / zeroth), float(state.kernel)
+    return float(sharpness), 2.0 / float(loss_thresholds(split).full), float(first / zeroth), kernel
 
 
 def _whole(split: SplitMoments, power: str) -> Any:

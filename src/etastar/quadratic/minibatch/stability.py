@@ -22,7 +22,7 @@ from etastar.quadratic.optimizers.rules import PLAIN, Update
 from etastar.quadratic.stationary import room_below
 from etastar.quadratic.stationary import stationary as additive_stationary
 
-__all__ = ["Stability", "largest_stable_step", "stability", "stationary", "stationary_residual"]
+__all__ = ["Stability", "conditions", "largest_stable_step", "stability", "stationary", "stationary_residual"]
 
 Array = npt.NDArray[np.float64]
 
@@ -47,7 +47,7 @@ class Stability:
 def stability(modes: Modes, noise: MinibatchNoise, step_size: Any, update: Update = PLAIN) -> Stability:
     """Mean-square stability of constant steps under mini-batch noise."""
     eta = as_step_size(step_size)
-    share, kernel = _conditions(modes, noise, eta, update)
+    share, kernel = conditions(modes, noise, eta, update)
     stable = (eta > 0) & (kernel < 1)
     return Stability(share[()], kernel[()], stable[()], largest_stable_step(modes, noise, update))
 
@@ -56,7 +56,7 @@ def largest_stable_step(modes: Modes, noise: MinibatchNoise, update: Update = PL
     """The root of K(η) = 1, by bisection to neighbouring floats: K rises with η."""
     low, high = 0.0, update.longest_product / float(modes.eigenvalues[0])
     while (middle := 0.5 * (low + high)) not in (low, high):
-        _, kernel = _conditions(modes, noise, np.array(middle), update)
+        _, kernel = conditions(modes, noise, np.array(middle), update)
         low, high = (middle, high) if kernel < 1 else (low, middle)
     return low
 
@@ -68,7 +68,7 @@ def stationary(modes: Modes, noise: MinibatchNoise, step_size: Any, update: Upda
         UnstableStep: No stationary state, with the condition that fails and the largest stable step.
     """
     eta = as_step_size(step_size)
-    share, kernel = _conditions(modes, noise, eta, update)
+    share, kernel = conditions(modes, noise, eta, update)
     failing = (eta <= 0) | ~(kernel < 1)
     if np.any(failing):
         first = int(np.argmax(failing))
@@ -82,7 +82,7 @@ def stationary(modes: Modes, noise: MinibatchNoise, step_size: Any, update: Upda
 def stationary_residual(modes: Modes, noise: MinibatchNoise, step_size: Any) -> Any:
     """Mean squared residual xᵀHx + s² of the stationary state, s²/(1 − K), ``(*batch)``; NaN where there is none."""
     eta = as_step_size(step_size)
-    _, kernel = _conditions(modes, noise, eta, PLAIN)
+    _, kernel = conditions(modes, noise, eta)
     stable = (eta > 0) & (kernel < 1)
     return (noise.label_variance / np.where(stable, 1.0 - kernel, np.nan))[()]
 
@@ -98,7 +98,8 @@ def _gains(modes: Modes, eta: Array, update: Update) -> Array:
     return np.where(room > 0, gain, np.inf)
 
 
-def _conditions(modes: Modes, noise: MinibatchNoise, eta: Array, update: Update) -> tuple[Array, Array]:
+def conditions(modes: Modes, noise: MinibatchNoise, eta: Array, update: Update = PLAIN) -> tuple[Array, Array]:
+    """Largest R_i/b and K at step sizes ``(*batch)``, inf where there is none: stable where both are below 1."""
     noise.check(modes.eigenvalues, update.averaging)
     gain = _gains(modes, eta, update)
     share = gain.max(axis=-1) / noise.batch_size
