@@ -13,9 +13,9 @@ ETASTAR = """
     loss_thresholds regime_border step_budget
 """
 QUADRATIC = """
-    Averaged Curve HeavyBall Nesterov Noise PaperBounds Paths Phases Preconditioned Quadratic RatioExpectation SGD
-    SimulationState Spectrum corrected_critical_step expected_alignment expected_alignment_after
-    expected_alignment_stationary guaranteed_ratio paper_bounds ratio_bound
+    Averaged Curve Edges HeavyBall MinibatchNoise Nesterov Noise PaperBounds Paths Phases Preconditioned Quadratic
+    RatioExpectation SGD SimulationState Spectrum Stability corrected_critical_step edges expected_alignment
+    expected_alignment_after expected_alignment_stationary guaranteed_ratio paper_bounds ratio_bound
 """
 HEAVY = ("scipy", "matplotlib", "plotly", "sklearn", "torch", "pandas", "rich", "tyro")
 

@@ -15,6 +15,9 @@ from etastar.quadratic.expectation import (
     expected_alignment_stationary,
     ratio_bound,
 )
+from etastar.quadratic.minibatch.noise import MinibatchNoise
+from etastar.quadratic.minibatch.sharpness import Edges, edges
+from etastar.quadratic.minibatch.stability import Stability
 from etastar.quadratic.noise import Noise
 from etastar.quadratic.optimizers import SGD, Averaged, HeavyBall, Nesterov, Preconditioned
 from etastar.quadratic.paths import Paths
@@ -27,7 +30,9 @@ __all__ = [
     "SGD",
     "Averaged",
     "Curve",
+    "Edges",
     "HeavyBall",
+    "MinibatchNoise",
     "Nesterov",
     "Noise",
     "PaperBounds",
@@ -38,7 +43,9 @@ __all__ = [
     "RatioExpectation",
     "SimulationState",
     "Spectrum",
+    "Stability",
     "corrected_critical_step",
+    "edges",
     "expected_alignment",
     "expected_alignment_after",
     "expected_alignment_stationary",

@@ -57,7 +57,7 @@ def paper_bounds(problem: Quadratic, gradient: Any = None, *, energy: Any = None
     modes, state = problem.modes, read_state(problem.spectrum, gradient, energy)
     lam, cut = modes.eigenvalues, modes.cut
     top, upper, lower, bottom = (lam[i] for i in (0, cut - 1, cut, -1))
-    noise_min, noise_max = map(np.float64, problem.noise.extremes())
+    noise_min, noise_max = map(np.float64, problem.additive("paper_bounds").extremes())
     k, rest = problem.spectrum.rank, problem.spectrum.dimension - problem.spectrum.rank
     E_dominant, E_bulk = modes.total(state.energy)
     G = E_dominant + E_bulk

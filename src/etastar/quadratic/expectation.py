@@ -17,6 +17,7 @@ from etastar.errors import InvalidArgument
 from etastar.quadratic import exact
 from etastar.quadratic.arguments import read_times, single_step_size
 from etastar.quadratic.modes import Modes, read_state
+from etastar.quadratic.noise import Noise
 from etastar.quadratic.problem import Quadratic
 from etastar.quadratic.stationary import stationary
 
@@ -102,10 +103,9 @@ def expected_alignment_stationary(problem: Quadratic, step_size: float) -> float
         UnstableStep: No stationary state.
         InvalidArgument: A full covariance.
     """
-    if problem.noise.matrix is not None:
-        raise InvalidArgument("noise", "a full covariance", "the quadrature takes isotropic or diagonal noise")
+    noise = _diagonal(problem)
     stationary(problem.modes, step_size)  # refuses steps without a stationary state
-    modes = problem.modes if problem.modes.uniform else problem.modes.expand(problem.spectrum, problem.noise)
+    modes = problem.modes if problem.modes.uniform else problem.modes.expand(problem.spectrum, noise)
     floor = exact.Decay.of(modes, single_step_size(step_size)).floor / modes.multiplicities
     return _quadrature(np.zeros_like(floor), floor, modes.multiplicities, modes.cut)
 
@@ -140,26 +140,33 @@ def ratio_bound(problem: Quadratic, gradient: Any = None, *, energy: Any = None,
     eta = single_step_size(step_size)
     modes, state = problem.modes, read_state(problem.spectrum, gradient, energy)
     decay = exact.Decay.of(modes, eta)
-    product = np.repeat(decay.product, modes.multiplicities) if problem.noise.variances.ndim else decay.product
+    noise = problem.additive("ratio_bound")
+    product = np.repeat(decay.product, modes.multiplicities) if noise.variances.ndim else decay.product
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         after = (decay.contraction**2 * state.energy + decay.injected).sum(axis=-1)
-        if problem.noise.matrix is not None:
-            norm = float(np.linalg.norm(np.outer(product, product) * problem.noise.matrix, 2))  # η²‖HΣH‖
+        if noise.matrix is not None:
+            norm = float(np.linalg.norm(np.outer(product, product) * noise.matrix, 2))  # η²‖HΣH‖
         else:
-            norm = float(np.max(product**2 * problem.noise.variances))
+            norm = float(np.max(product**2 * noise.variances))
         return (2.0 * np.sqrt(norm / after))[()]
 
 
 def _independent(problem: Quadratic, gradient: Any, energy: Any) -> tuple[Modes, Array]:
     """Blocks of independent noise, isotropic within each, and the squared gradient on them."""
-    if problem.noise.matrix is not None:
-        raise InvalidArgument("noise", "a full covariance", "this takes isotropic or diagonal noise")
+    noise = _diagonal(problem)
     modes, state = problem.modes, read_state(problem.spectrum, gradient, energy)
     if modes.uniform:
         return modes, state.energy
     if state.gradient is None:
         raise InvalidArgument("energy", "block energies", "this noise differs within a block; give gradient=")
-    return modes.expand(problem.spectrum, problem.noise), state.gradient**2
+    return modes.expand(problem.spectrum, noise), state.gradient**2
+
+
+def _diagonal(problem: Quadratic) -> Noise:
+    noise = problem.additive("the expectation of the ratio")
+    if noise.matrix is not None:
+        raise InvalidArgument("noise", "a full covariance", "the quadrature takes isotropic or diagonal noise")
+    return noise
 
 
 def _quadrature(mean: Array, spread: Array, counts: npt.NDArray[np.int64], cut: int) -> float:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from etastar.errors import InvalidArgument
 from etastar.quadratic.arguments import design_matrix, real_vector, symmetric_matrix, whole_number
+from etastar.quadratic.minibatch.noise import MinibatchNoise
 from etastar.quadratic.spectrum import design_eigenbasis
 
 __all__ = ["Noise"]
@@ -84,6 +85,11 @@ class Noise:
             gradients = (data @ basis) * (data @ weights - target)[:, None]
             centred = gradients - gradients.mean(axis=0)
             return cls.covariance(centred.T @ centred * (scale / n / batch_size))
+
+    @classmethod
+    def minibatch_least_squares(cls, batch_size: int, label_variance: float) -> MinibatchNoise:
+        """Noise of least squares on fresh batches of Gaussian rows N(0, H): it depends on the state (theory §7)."""
+        return MinibatchNoise(batch_size, label_variance)
 
     def extremes(self) -> tuple[float, float]:
         """Smallest and largest eigenvalue of Σ."""

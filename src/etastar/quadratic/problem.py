@@ -15,6 +15,13 @@ import numpy.typing as npt
 from etastar.errors import InvalidArgument
 from etastar.moments import SplitMoments
 from etastar.quadratic.curve import Curve, expected
+from etastar.quadratic.minibatch import curve as minibatch_curve
+from etastar.quadratic.minibatch import one_step as minibatch_step
+from etastar.quadratic.minibatch import runs as minibatch_runs
+from etastar.quadratic.minibatch import sharpness as minibatch_sharpness
+from etastar.quadratic.minibatch import stability as minibatch_stability
+from etastar.quadratic.minibatch.noise import MinibatchNoise
+from etastar.quadratic.minibatch.stability import Stability
 from etastar.quadratic.modes import Modes, State, finite_rows, read_state
 from etastar.quadratic.noise import Noise
 from etastar.quadratic.optimizers.one_step import AVERAGED, one_step
@@ -35,7 +42,7 @@ _PLAIN = SGD()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quadratic:
-    """L(x) = ½ xᵀHx with additive gradient noise; everything in the eigenbasis of H.
+    """L(x) = ½ xᵀHx with gradient noise, additive or of mini-batches; everything in the eigenbasis of H.
 
     States are given as ``gradient=`` (g = Hx, never x), shape ``(*batch, d)``, or as ``energy=``, ‖g‖² per block
     of equal eigenvalues, shape ``(*batch, blocks)``, so that a dimension of 10⁹ can be entered.
@@ -54,14 +61,20 @@ class Quadratic:
     """
 
     spectrum: Spectrum
-    noise: Noise
+    noise: Noise | MinibatchNoise
     modes: Modes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, value, kind in (("spectrum", self.spectrum, Spectrum), ("noise", self.noise, Noise)):
-            if not isinstance(value, kind):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise InvalidArgument(name, value, f"must be a {kind.__name__}")
-        object.__setattr__(self, "modes", Modes.resolve(self.spectrum, self.noise))
+        if not isinstance(self.spectrum, Spectrum):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgument("spectrum", self.spectrum, "must be a Spectrum")
+        if isinstance(self.noise, MinibatchNoise):
+            self.noise.check(self.spectrum.eigenvalues)
+            modes = minibatch_step.blocks_of(self.spectrum)
+        elif isinstance(self.noise, Noise):  # pyright: ignore[reportUnnecessaryIsInstance]
+            modes = Modes.resolve(self.spectrum, self.noise)
+        else:
+            raise InvalidArgument("noise", self.noise, "must be a Noise")
+        object.__setattr__(self, "modes", modes)
 
     def gradient_at(self, x: Any) -> Array:
         """Gradient Hx at parameters x in the eigenbasis, relative to the minimum; shape ``(*batch, d)``."""
@@ -91,6 +104,9 @@ class Quadratic:
             InvalidArgument: A bad state, an averaged iterate, or `euclidean` without a preconditioner.
         """
         update = update_of(optimizer)
+        if isinstance(self.noise, MinibatchNoise) and not isinstance(optimizer, Preconditioned) and not euclidean:
+            return minibatch_step.moments(self.spectrum, self.noise, gradient, energy, momentum, update)
+        self._check(optimizer)
         if isinstance(optimizer, Preconditioned):
             if update.averaging is not None:
                 raise InvalidArgument("optimizer", optimizer, AVERAGED)
@@ -113,8 +129,14 @@ class Quadratic:
         times: Any,
         optimizer: Optimizer = _PLAIN,
     ) -> Curve:
-        """The exact expected curve at a constant step size and any times, without stepping (theory §4, §7)."""
+        """The exact expected curve at a constant step size and any times, without stepping (theory §4, §7).
+
+        Raises:
+            UnstableStep: With momentum, a stable step that float64 cannot tell from an unstable one.
+        """
         run = self._run(optimizer, gradient, energy)
+        if isinstance(self.noise, MinibatchNoise):
+            return minibatch_curve.expected(self.modes, self.noise, run.state, step_size, times, run.update)
         return expected(run.problem.modes, run.state, step_size, times, run.update)
 
     def stationary(self, step_size: Any, *, optimizer: Optimizer = _PLAIN) -> SplitMoments:
@@ -123,6 +145,9 @@ class Quadratic:
         Raises:
             UnstableStep: No stationary state: a step outside the optimizer's stable range, or a negative eigenvalue.
         """
+        self._check(optimizer)
+        if isinstance(self.noise, MinibatchNoise):
+            return minibatch_stability.stationary(self.modes, self.noise, step_size, update_of(optimizer))
         problem = transform(optimizer, self).problem if isinstance(optimizer, Preconditioned) else self
         return stationary(problem.modes, step_size, update_of(optimizer))
 
@@ -134,7 +159,8 @@ class Quadratic:
         With other optimizers than SGD turns are searched for: nothing is proved of them.
         """
         run = self._run(optimizer, gradient, energy)
-        return find_phases(run.problem.modes, run.state, step_size, run.problem.noise.extremes()[1], run.update)
+        noise_max = run.problem.additive("phases").extremes()[1]
+        return find_phases(run.problem.modes, run.state, step_size, noise_max, run.update)
 
     def sample(
         self,
@@ -161,7 +187,7 @@ class Quadratic:
             optimizer: What steps, from an empty buffer.
         """
         run = self._run(optimizer, gradient, energy)
-        spectrum, noise, modes = run.problem.spectrum, run.problem.noise, run.problem.modes
+        spectrum, noise, modes = run.problem.spectrum, run.problem.additive("sample"), run.problem.modes
         return sample(spectrum, noise, modes, run.state, step_size, times, replicas, seed, keep_gradient, run.update)
 
     def simulate(
@@ -194,9 +220,23 @@ class Quadratic:
             optimizer: What steps, from an empty buffer.
         """
         run = self._run(optimizer, gradient, energy)
+        if isinstance(self.noise, MinibatchNoise):
+            return minibatch_runs.simulate(
+                self.modes,
+                self.noise,
+                run.state,
+                step_size,
+                steps,
+                record,
+                projection,
+                replicas,
+                seed,
+                keep_gradient,
+                run.update,
+            )
         return simulate(
             run.problem.spectrum,
-            run.problem.noise,
+            run.problem.additive("simulate"),
             run.problem.modes,
             run.state,
             step_size,
@@ -209,7 +249,35 @@ class Quadratic:
             run.update,
         )
 
+    def stability(self, step_size: Any, *, optimizer: Optimizer = _PLAIN) -> Stability:
+        """Mean-square stability at step sizes ``(*batch)`` under mini-batch noise, with the largest stable step."""
+        self._check(optimizer)
+        return minibatch_stability.stability(self.modes, self.minibatch("stability"), step_size, update_of(optimizer))
+
+    def batch_sharpness(self, gradient: Any = None, *, energy: Any = None) -> Any:
+        """E⟨g_B, H_B g_B⟩/E‖g_B‖² of a mini-batch at states, ``(*batch)``, [loss/parameter²] (arXiv 2412.20553)."""
+        state = read_state(self.spectrum, gradient, energy)
+        return minibatch_sharpness.batch_sharpness(self.modes, self.minibatch("batch_sharpness"), state)
+
+    def additive(self, what: str) -> Noise:
+        """The noise, where it does not depend on the state; InvalidArgument naming `what` was asked otherwise."""
+        if isinstance(self.noise, MinibatchNoise):
+            raise InvalidArgument("noise", self.noise, f"{what} needs additive noise; expected() and simulate() do not")
+        return self.noise
+
+    def minibatch(self, what: str) -> MinibatchNoise:
+        """The noise, where it is that of mini-batches; InvalidArgument naming `what` was asked otherwise."""
+        if not isinstance(self.noise, MinibatchNoise):
+            raise InvalidArgument("noise", self.noise, f"{what} needs Noise.minibatch_least_squares(…)")
+        return self.noise
+
+    def _check(self, optimizer: Optimizer) -> None:
+        if isinstance(self.noise, MinibatchNoise) and isinstance(optimizer, Preconditioned):
+            remedy = "precondition the rows instead: the spectrum of M^−½HM^−½ with the same noise"
+            raise InvalidArgument("optimizer", "Preconditioned", remedy)
+
     def _run(self, optimizer: Optimizer, gradient: Any, energy: Any) -> _Run:
+        self._check(optimizer)
         update = update_of(optimizer)
         if isinstance(optimizer, Preconditioned):
             view = self._transformed(optimizer, gradient)

@@ -58,7 +58,7 @@ def transform(optimizer: Preconditioned, problem: Quadratic) -> Transformed:
         InvalidArgument: M does not fit the dimension, a full M without eigenvectors, or a rank that now cuts
             through equal eigenvalues.
     """
-    spectrum, noise = problem.spectrum, problem.noise
+    spectrum, noise = problem.spectrum, problem.additive("Preconditioned")
     M, basis = _fitted(optimizer, spectrum), spectrum.basis
     if basis is None:
         modes = problem.modes.expand(spectrum, noise)
@@ -83,7 +83,7 @@ def transform(optimizer: Preconditioned, problem: Quadratic) -> Transformed:
 @_UNBOUNDED
 def euclidean_moments(optimizer: Preconditioned, problem: Quadratic, gradient: Any, momentum: Any) -> SplitMoments:
     """The moments of one step as they are in x, h = M⁻¹(a·g + b·m), split by the eigenvectors of H itself."""
-    spectrum, noise = problem.spectrum, problem.noise
+    spectrum, noise = problem.spectrum, problem.additive("Preconditioned")
     M, basis, inner = _fitted(optimizer, spectrum), spectrum.basis, update_of(optimizer.inner)
     if gradient is None:
         raise InvalidArgument("gradient", None, "a preconditioner needs gradient=, mode by mode")
