@@ -63,12 +63,12 @@ def network_of(build, outputs):
 
 
 def last(network, steps):
-    *_, checkpoint = checkpoints(network, 2, steps, 0.02, B, 2, 0)
+    *_, checkpoint = checkpoints(network, 2, steps, 0.02, B, 2, 0, 0)
     return checkpoint
 
 
 def test_stops_are_spread_from_early_to_late():
-    seen = [at.step for at in checkpoints(network_of(linear, 1), 4, 1000, 0.02, B, 2, 0)]
+    seen = [at.step for at in checkpoints(network_of(linear, 1), 4, 1000, 0.02, B, 2, 0, 0)]
     assert seen == [10, 46, 215, 1000]
 
 

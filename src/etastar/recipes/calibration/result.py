@@ -30,6 +30,8 @@ class CalibrationPlan:
         checkpoints: How many; 10, or 4 for a large model.
         batches: Real mini-batch steps at each; 256, or 64 for a large model.
         remeasurements: At each checkpoint and for each target; 20, or 4 for a large model.
+        samples: The first so many training samples are the loss; 0 takes all, or the recipe's curvature samples for a
+            large model.
         seed: Of everything drawn.
         data: Directory of the recipe's files, for those that read any.
     """
@@ -43,11 +45,12 @@ class CalibrationPlan:
     checkpoints: int = 0
     batches: int = 0
     remeasurements: int = 0
+    samples: int = 0
     seed: int = 0
     data: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "rank", "checkpoints", "remeasurements"):
+        for name in ("steps", "batch_size", "rank", "checkpoints", "remeasurements", "samples"):
             if getattr(self, name) < 0:
                 raise InvalidArgument(name, getattr(self, name), "must not be negative; 0 takes the recipe's own")
         if self.batches < 0 or self.batches == 1:

@@ -29,13 +29,13 @@ _TURN_COLUMNS = [
     Column("+ T", "the same with the third derivative's linear term ⟨Sg, T[v,v]⟩"),
     Column("paired", "the same with the energies through η⁴: the paired prediction"),
     Column("η* predicted", "by the meter from its own probes, 90 % interval"),
-    Column("predicted/measured", "the meter's value over the measured one"),
+    Column("ratio", "the meter's value over the measured one"),
     Column("z", "(exact prediction − measured)/standard error of the measured one"),
     Column(
         "shift",
         "share by which orders beyond the quadratic model move the meter's η*, or the turn's slope; trusted to 20 %",
     ),
-    Column("sign at η", "of the change of alignment at the step in use: predicted, and of real steps", numeric=False),
+    Column("sign", "of the change of alignment at the step in use: predicted, and of real steps", numeric=False),
 ]
 _THRESHOLD_COLUMNS = [
     Column("step", "steps taken before"),
