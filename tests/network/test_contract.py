@@ -210,7 +210,7 @@ def test_what_networks_compute_exactly_meets_the_truth_to_round_off(case, produc
         case.exact_basis = True  # the meter tracks its own
     seen, truth = numbers(getattr(case, producer)()), numbers(case.truth)
     assert seen.keys() == truth.keys()
-    probed = {"bulk noise first", "bulk noise second"}
+    probed = {"bulk noise zeroth", "bulk noise first", "bulk noise second"}
     if not case.exact_basis:  # what leaks out of the subspace is probed too
         probed |= {"dominant noise first", "dominant noise second", "coupling noise"}
     scale = max(abs(float(value)) for value in truth.values()) * (1.0 if producer == "by_network" else 1e3)

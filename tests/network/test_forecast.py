@@ -136,7 +136,7 @@ def test_on_least_squares_the_forecast_is_the_closed_form():
     np.testing.assert_allclose(decayed.dominant.value + decayed.bulk.value, decayed.drop.value)
     g, values = gradient[:RANK], problem.spectrum.eigenvalues[:RANK]
     simple = 0.5 * np.sum(g**2 / values) + ETA * noise.variances[RANK:].sum() / 4
-    np.testing.assert_allclose(found.simple, simple, rtol=1e-6)
+    np.testing.assert_allclose(found.simple, simple, rtol=1e-2)  # the trace of the unseen noise is probed
 
 
 def brute_force(X, y, w, plan, runs, seed):

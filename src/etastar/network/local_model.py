@@ -20,7 +20,7 @@ from etastar.network.batches import tensors_of
 from etastar.network.curvature import CurvatureOperator
 from etastar.network.isolation import moved
 from etastar.network.krylov import RitzSpace, quadrature, ritz_space
-from etastar.network.noise import sample_noise
+from etastar.network.noise import noise_outside, sample_noise
 from etastar.network.persample import gradient_at, loss_at
 from etastar.network.producer import Basis
 from etastar.network.relaxation import geometric, path_drop, put_back, response
@@ -32,6 +32,7 @@ Array = npt.NDArray[np.float64]
 LossFunction = Callable[[Any, Any], Tensor]
 _DEPTH = 4  # products a noise probe: the noise's share of the drop is small, and smooth in λ over the bulk
 _TOLERANCE = 1e-3  # of the drop: where Lanczos stops
+_LATER_PROBES = 8  # of the trace that the space does not see, at the predicted end
 
 
 class ForecastOutcome(Enum):
@@ -180,8 +181,9 @@ class LocalModel:
         noise = sample_noise(operator, loss_fn, space.vectors, gradient, probes, seed)
         dominant = Basis(space.vectors[:, : space.rank], None, basis.eigenvalues)
         nodes, weights = quadrature(operator, dominant.bulk(noise.probes), _DEPTH)
+        outside = float(noise_outside(noise, space.vectors).mean())
         here, loss = operator.vector.current(), operator.loss()
-        return cls(operator, loss_fn, here, loss, space, noise.dominant.numpy(), noise.bulk, nodes, weights)
+        return cls(operator, loss_fn, here, loss, space, noise.dominant.numpy(), outside, nodes, weights)
 
     def simple(self, noise: float) -> float:
         """The formula of theory §3; `noise` is η/b."""
@@ -239,10 +241,14 @@ class LocalModel:
         """
         k, parameters = self.space.rank, self.operator.vector
         with moved(parameters.tensors, parameters.split(self.space.lift(form.shift))):
-            later = sample_noise(self.operator, self.loss_fn, self.space.vectors, end, 1, 0)
+            later = sample_noise(self.operator, self.loss_fn, self.space.vectors, end, _LATER_PROBES, 0)
         covariances = self.covariance, later.dominant.numpy()
         bulks = [float(np.diag(covariance)[k:].sum()) for covariance in covariances]
-        share = (bulks[1] + later.bulk) / (bulks[0] + self.outside) if bulks[0] + self.outside else 1.0
+        share = (
+            (bulks[1] + float(noise_outside(later, self.space.vectors).mean())) / (bulks[0] + self.outside)
+            if bulks[0] + self.outside
+            else 1.0
+        )
         first, last = (
             float(0.5 * np.sum((self.space.values * np.diag(covariance * form.kept))[:k])) for covariance in covariances
         )

@@ -1,7 +1,8 @@
 """The noise of mini-batches on a training set: covariance of per-sample gradients, as far as a subspace needs it.
 
-One pass over the per-sample gradients gives the dominant block exactly, the bulk's trace, and probes of the whole
-for everything that needs a product with the Hessian. Nothing of the size samples × parameters is kept or copied.
+With J the derivative of the per-sample losses, a probe of Σ is a backward of randomly signed losses, Jᵀs, and the
+coordinates of every sample along v are one product J v, from the backward's own graph: no per-sample gradient is
+ever made, and a probe or a direction costs half a gradient.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from etastar.errors import InvalidArgument
 from etastar.network.curvature import CurvatureOperator
-from etastar.network.persample import per_sample_pieces
+from etastar.network.persample import per_sample_losses
 
-__all__ = ["SampleNoise", "sample_noise"]
+__all__ = ["SampleNoise", "noise_outside", "sample_noise"]
 
 _MEAN_TOLERANCE = 1e-3  # how far the mean of per-sample gradients may lie from the gradient of the mean loss
 
@@ -29,13 +30,11 @@ class SampleNoise:
 
     Attributes:
         dominant: Vᵀ Σ V, exact, float64 on the CPU, ``(k, k)``.
-        bulk: tr(Q Σ), float64; what is left of the trace, to about 1e-6 of the whole in float32.
         probes: Independent rows z with E z zᵀ = Σ, ``(m, P)``. Each combines the deviations of *all* samples with
             random signs: far lighter tails than single samples have.
     """
 
     dominant: Tensor
-    bulk: float
     probes: Tensor
 
 
@@ -47,7 +46,7 @@ def sample_noise(
     probes: int,
     seed: int,
 ) -> SampleNoise:
-    """Read the per-sample gradients of the operator's batches once.
+    """Probe the covariance of the gradients of the operator's samples.
 
     Args:
         operator: Its batches are the training set.
@@ -60,39 +59,45 @@ def sample_noise(
     Raises:
         InvalidArgument: A loss that is no mean over samples.
     """
-    split, total = operator.vector.split, operator.samples
+    vector, total = operator.vector, operator.samples
     generator = torch.Generator(device=operator.device).manual_seed(seed)
-    sums = torch.zeros(1 + probes, operator.vector.size, dtype=operator.dtype, device=operator.device)
-    parts = [split(row) for row in sums]
-    onto = [torch.stack(pieces, 1) for pieces in zip(*map(_flat(split), [*vectors.unbind(1), gradient]), strict=True)]
+    sums = torch.zeros(1 + probes, vector.size, dtype=operator.dtype, device=operator.device)
+    directions = [vector.split(column) for column in vectors.unbind(1)]
     coordinates: list[Tensor] = []
-    squares: list[Tensor] = []
-    signs_sum = torch.zeros(probes, dtype=operator.dtype, device=operator.device)
+    drift = torch.zeros(probes, dtype=operator.dtype, device=operator.device)
     with operator.reading() as batches:
         for batch in batches:
-            for pieces in per_sample_pieces(operator.model, loss_fn, operator.vector, batch):
-                height = len(pieces[0])
-                signs = torch.randint(0, 2, (probes, height), generator=generator, device=operator.device)
-                weights = torch.cat([torch.ones_like(signs[:1]), 2 * signs - 1]).to(operator.dtype)
-                signs_sum += weights[1:].sum(dim=1)
-                flat = [piece.reshape(height, -1) for piece in pieces]
-                for index, piece in enumerate(flat):
-                    for row, part in zip(weights @ piece, parts, strict=True):
-                        part[index].view(-1).add_(row)
-                coordinates.append(sum(piece @ side for piece, side in zip(flat, onto, strict=True)))  # pyright: ignore[reportArgumentType]
-                squares.append(sum(torch.linalg.vector_norm(piece, dim=1).double() ** 2 for piece in flat))  # pyright: ignore[reportArgumentType]
-    _refuse_other_mean(sums[0] / total, gradient, float(torch.cat(squares).mean().sqrt()))
-    seen = torch.cat(coordinates).double()
-    inside = seen[:, :-1] - (vectors.mT @ gradient).double()
-    energy = gradient.double() @ gradient.double()
-    deviation = torch.cat(squares) - 2.0 * seen[:, -1] + energy  # ‖∇ℓ_i − ∇L‖²
-    bulk = float((deviation.sum() - inside.square().sum()) / total)
-    drawn = (sums[1:] - signs_sum[:, None] * gradient) / math.sqrt(total)
-    return SampleNoise((inside.mT @ inside / total).cpu(), max(bulk, 0.0), drawn)
+            losses = per_sample_losses(operator.model, loss_fn, batch)
+            signs = torch.randint(0, 2, (probes, len(losses)), generator=generator, device=operator.device)
+            weights = torch.cat([torch.ones_like(signs[:1]), 2 * signs - 1]).to(losses)
+            drift += weights[1:].sum(dim=1)
+            for row, weight in zip(sums, weights, strict=True):
+                row += _joined(_derivative(losses, vector.tensors, weight))
+            dual = torch.zeros_like(losses, requires_grad=True)
+            backward = torch.autograd.grad(
+                losses, vector.tensors, dual, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+            coordinates.append(torch.stack([_derivative(backward, (dual,), v)[0] for v in directions], dim=1))
+    drawn = (sums[1:] - drift[:, None] * gradient) / math.sqrt(total)
+    _refuse_other_mean(sums[0] / total, gradient, float(drawn.square().sum(dim=1).mean().sqrt()))
+    inside = (torch.cat(coordinates) - vectors.mT @ gradient).double()
+    return SampleNoise((inside.mT @ inside / total).cpu(), drawn)
 
 
-def _flat(split: Callable[[Tensor], list[Tensor]]) -> Callable[[Tensor], list[Tensor]]:
-    return lambda vector: [piece.reshape(-1) for piece in split(vector)]
+def noise_outside(noise: SampleNoise, vectors: Tensor) -> Tensor:
+    """‖(I − VVᵀ)z‖² of every probe, ``(m,)``: estimates of the trace of Σ that V does not see."""
+    rows = noise.probes
+    for _ in range(2):  # once leaves round-off of what V sees
+        rows = rows - (rows @ vectors) @ vectors.mT
+    return rows.double().square().sum(dim=1)
+
+
+def _derivative(outputs: Any, inputs: Any, weights: Any) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(outputs, inputs, weights, retain_graph=True, allow_unused=True, materialize_grads=True)
+
+
+def _joined(pieces: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([piece.detach().reshape(-1) for piece in pieces])
 
 
 def _refuse_other_mean(mean: Tensor, gradient: Tensor, typical: float) -> None:

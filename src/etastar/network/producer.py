@@ -20,8 +20,8 @@ from torch import Tensor
 from etastar.errors import InvalidArgument
 from etastar.moments import Coupling, CurvatureMoments, Descent, SplitMoments, SubspaceMoments
 from etastar.network.curvature import CurvatureOperator
-from etastar.network.expansion import beyond_quadratic, with_beyond
-from etastar.network.noise import SampleNoise, sample_noise
+from etastar.network.expansion import beyond_quadratic, least_step, with_beyond
+from etastar.network.noise import SampleNoise, noise_outside, sample_noise
 from etastar.network.subspace import Subspace, SubspaceTracker
 
 __all__ = ["Basis", "Direction", "Produced", "as_array", "recoverable_loss", "training_moments"]
@@ -132,7 +132,8 @@ def training_moments(
         direction: From the gradient to the update made, where that is not the gradient.
         third_step: With a step size, second moments take in what steps do beyond the quadratic model, from gradients at
             that very step (see `expansion`), and as it is at the step where the alignment turns, so that η* is that
-            step; at `third_step` itself where none is. Two gradients a probe: its noise with either sign.
+            step; at `third_step` itself where none is. A step so small beside η* that round-off would drown them is
+            tried larger. Two gradients a probe: its noise with either sign.
         noise: Of a pass over the per-sample gradients made before with ``basis.explored``; its probes are taken.
         seed: Of the probes.
 
@@ -146,6 +147,8 @@ def training_moments(
     update = None if direction is None else direction(gradient)
     noise = noise or sample_noise(operator, loss_fn, basis.explored, gradient, probes, seed)
     samples = operator.samples
+    if not (replace or batch_size <= samples):
+        raise InvalidArgument("batch_size", batch_size, f"without replacement at most the {samples} samples there are")
     scale = (1.0 if replace or samples == 1 else (samples - batch_size) / (samples - 1)) / batch_size
     scale *= 1.0 if update is None else update.noise_scale**2
     along = gradient if update is None else update.vector
@@ -155,7 +158,8 @@ def training_moments(
     dominant, bulk = signal.sides(noise_dominant, noise_bulk)
     moments, shift = SplitMoments(dominant, bulk, Coupling(signal.coupling, noise_coupling)), 0.0
     if third_step is not None:
-        beyond = _beyond(operator, loss_fn, basis, gradient, along, noise.probes, block, math.sqrt(scale), third_step)
+        tried = max(third_step, least_step(moments.mean(0), operator.dtype))
+        beyond = _beyond(operator, loss_fn, basis, gradient, along, noise.probes, block, math.sqrt(scale), tried)
         moments, shift = with_beyond(moments, beyond, third_step)
     coordinates = as_array(basis.coordinates(gradient))
     recoverable = np.full(probes, recoverable_loss(coordinates**2, as_array(basis.eigenvalues)))
@@ -226,7 +230,8 @@ def _noise_moments(
     if basis.beyond is not None and basis.beyond_values is not None:
         missed, values = guards - as_array(probes @ basis.beyond) ** 2, as_array(basis.beyond_values)
         first, second = first + missed @ values, second + missed @ values**2
-    bulk = CurvatureMoments(np.asarray(scale * (noise.bulk + guards.sum())), scale * first, scale * second)
+    unseen = as_array(noise_outside(noise, basis.explored))
+    bulk = CurvatureMoments(scale * (guards.sum() + unseen), scale * first, scale * second)
     return dominant, bulk, coupling
 
 
