@@ -18,7 +18,7 @@ __all__ = ["doctor", "train"]
 def train(
     recipe: tyro.conf.Positional[Literal["digits-mlp", "digits-cnn", "mnist5k-mlp", "text-transformer"]],
     loss: Annotated[Literal["mse", "cross-entropy"] | None, tyro.conf.arg(metavar="{mse,cross-entropy}")] = None,
-    meter: Annotated[bool, tyro.conf.FlagConversionOff] = True,
+    meter: bool = True,
     forecast: Flag = False,
     calibrate: Flag = False,
     steps: int = 0,
