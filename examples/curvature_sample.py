@@ -20,13 +20,16 @@ def main(steps=600, sizes=(100, 250, 500, 1000, 1500), ranks=(5, 8, 9, 10, 11, 1
         optimizer.zero_grad()
         mean_loss(model, batch).backward()
         optimizer.step()
-    print("| samples | alignment | η_D | η_B | products |\n|---|---|---|---|---|")
+    print("| samples | gradient of | alignment | η* | η_D | η_B |\n|---|---|---|---|---|---|")
     for size in sizes:
-        row = AlignmentMeter(model, mean_loss, [(inputs[:size], targets[:size])]).measure(0.1, 50)
-        print(
-            f"| {size} | {row.alignment.value:.3f} | {shown(row.loss_thresholds.dominant)} "
-            f"| {shown(row.loss_thresholds.bulk)} | {row.cost['products']} |"
-        )
+        part = [(inputs[:size], targets[:size])]
+        for name, whole in (("these", None), ("all 1,500", [(inputs, targets)])):
+            row = AlignmentMeter(model, mean_loss, part, gradient_batches=whole).measure(0.1, 50)
+            bounds = row.loss_thresholds
+            print(
+                f"| {size} | {name} | {row.alignment.value:.3f} | {shown(row.critical_step_size)} "
+                f"| {shown(bounds.dominant)} | {shown(bounds.bulk)} |"
+            )
     print("\n| k | λ_k − λ_{k+1} | alignment | η_D | η_B | products |\n|---|---|---|---|---|---|")
     for rank in ranks:
         row = AlignmentMeter(model, mean_loss, [(inputs[:500], targets[:500])], rank).measure(0.1, 50)

@@ -324,3 +324,23 @@ def test_the_interval_of_a_turn_is_the_jackknife_of_the_turn():
     found = jackknife(lambda split: critical_step_size(split).value, moments)
     assert found.value == pytest.approx(turn(np.arange(5)), rel=1e-9)
     assert found.standard_error == pytest.approx(error, rel=0.02)
+
+
+def test_a_part_of_the_training_set_may_stand_for_its_curvature(regression):
+    """Gradient of the whole, Hessian and noise of a part: the moments that dense algebra makes of the same."""
+    model, batches, X, y = regression
+    part, whole = HessianOperator(model, squared, batches[:2]), HessianOperator(model, squared, batches)
+    H = X[:50].T @ X[:50] / 50
+    values, vectors = torch.linalg.eigh(H)
+    basis = Basis(vectors[:, -K:].flip(1), None, values[-K:].flip(0))
+    produced = training_moments(part, squared, basis, B, replace=False, third_step=0.01, whole=whole)
+    g = X.T @ (X @ model.weight.detach()[0] - y) / N
+    P = basis.vectors @ basis.vectors.T
+    moments = produced.moments
+    for power, moment in enumerate(("zeroth", "first", "second")):
+        images = torch.linalg.matrix_power(H, power) @ g
+        np.testing.assert_allclose(getattr(moments.dominant.signal, moment), (P @ g) @ images, rtol=1e-9)
+    assert produced.third_shift < 1e-6  # the loss is quadratic, whichever gradient the energies are of
+    deviations = X[:50] * (X[:50] @ model.weight.detach()[0] - y[:50])[:, None] - part.gradient()
+    noise = (deviations @ basis.vectors).square().sum() / 50 / B * (N - B) / (N - 1)
+    np.testing.assert_allclose(moments.dominant.noise.zeroth, noise, rtol=1e-9)

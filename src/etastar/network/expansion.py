@@ -21,7 +21,7 @@ from etastar.network.batches import tensors_of
 from etastar.network.curvature import CurvatureOperator
 from etastar.network.persample import gradient_at
 
-__all__ = ["beyond_quadratic", "turn_of", "with_beyond"]
+__all__ = ["beyond_quadratic", "least_step", "turn_of", "with_beyond"]
 
 Array = npt.NDArray[np.float64]
 
@@ -37,6 +37,7 @@ def beyond_quadratic(
     loss_fn: Callable[[Any, Any], Tensor],
     basis: _Basis,
     gradient: Tensor,
+    middle: Tensor,
     updates: Tensor,
     images: Tensor,
     step: float,
@@ -51,6 +52,7 @@ def beyond_quadratic(
         loss_fn: The same loss.
         basis: The dominant subspace.
         gradient: g, ``(P,)``.
+        middle: The operator's own gradient: g, unless its batches are a part of the training set.
         updates: v, ``(m, P)``.
         images: H v, ``(m, P)``.
         step: η, [parameter²/loss].
@@ -58,7 +60,7 @@ def beyond_quadratic(
     Returns:
         ``(3, 2, m)``: the power of η less two; dominant and bulk; one for each update.
     """
-    found = step * images - gradient
+    found = step * images - middle
     here = operator.vector.current()
     with operator.reading() as batches:
         for batch in batches:
@@ -74,6 +76,21 @@ def beyond_quadratic(
         cross = (part(images).double() * onto).sum(dim=1)
         sides.append(torch.stack([onto @ own, -cross, 0.25 * onto.square().sum(dim=1)]))
     return torch.stack(sides, dim=1).cpu().numpy()
+
+
+def least_step(plain: SplitMoments, largest: float, dtype: torch.dtype) -> float:
+    """The smallest step at which `beyond_quadratic` sees more than round-off: 4·eps^¼ of η*, or of 2/λ₁ without one.
+
+    A step s leaves round-off eps·‖g‖ over ½s² to the third derivative, and so eps·(η*/s)² = √eps/16 of ‖g‖ at η*.
+
+    Args:
+        plain: Mean moments of the quadratic model, batch shape ``()``.
+        largest: λ₁, [loss/parameter²].
+        dtype: Of the gradients.
+    """
+    critical = float(critical_step_size(plain).value)
+    limit = 2.0 / largest if largest > 0 else 0.0
+    return 4.0 * torch.finfo(dtype).eps ** 0.25 * (critical if np.isfinite(critical) else limit)
 
 
 def turn_of(plain: SplitMoments, beyond: Array) -> float:

@@ -21,6 +21,7 @@ from etastar.files import parse_json
 from etastar.history import History, Measurement
 from etastar.measurement import decode, encode
 from etastar.network.attachment import MeterHandle, Tracker
+from etastar.network.batches import refuse_single_batch, whole_number
 from etastar.network.curvature import HessianOperator
 from etastar.network.direction import check_optimizer, is_plain, update_direction
 from etastar.network.findings import PreflightReport
@@ -44,14 +45,16 @@ class AlignmentMeter:
     Args:
         model: The network.
         loss_fn: ``loss_fn(model, batch)`` → the mean loss over the samples of the batch, a scalar tensor.
-        curvature_batches: Fixed and re-iterable. With target "training" they *are* the loss; with "population" they
-            give the Hessian and the basis, half of them each side of a product.
+        curvature_batches: Fixed and re-iterable. With target "training" they are the loss, or stand for it; with
+            "population" they give the Hessian and the basis, half of them each side of a product.
         rank: k.
         every: An attached meter measures at multiples of this many steps only.
         overhead: What measuring may cost, as a share of the run's own time: after the first, each measurement waits
             until one like the last fits. None measures at every multiple.
         target: "training", or "population": then `gradient_batches` are needed.
-        gradient_batches: Three or more independent batches of one size, from other samples than the curvature's.
+        gradient_batches: With "training", the whole training set where the curvature batches are only a part of it: it
+            costs one gradient. With "population", three or more independent batches of one size, from other samples
+            than the curvature's.
         tolerance: Error of the basis asked for at each refresh, ‖(I − VVᵀ)V*‖_F/√k.
         probes: Noise probes of the bulk (training); one product each.
         replace: Whether mini-batches are drawn with replacement (training).
@@ -90,8 +93,10 @@ class AlignmentMeter:
         training: bool | None = None,
         seed: int = 0,
     ) -> None:
-        if every < 1:
-            raise InvalidArgument("every", every, "must be at least 1")
+        whole_number("every", every, 1)
+        whole_number("probes", probes, 2)
+        for name, source in (("curvature_batches", curvature_batches), ("gradient_batches", gradient_batches)):
+            refuse_single_batch(name, source)
         if overhead is not None and not overhead > 0:
             raise InvalidArgument("overhead", overhead, "must be positive, or None to measure at every `every` steps")
         if target not in ("training", "population"):
@@ -122,6 +127,7 @@ class AlignmentMeter:
                 parameters out; with target "population", momentum or weight decay.
         """
         begin = time.perf_counter()
+        whole_number("batch_size", batch_size, 1)
         self._follow_parameters()
         if optimizer is not None:
             self._check(optimizer)
@@ -138,6 +144,7 @@ class AlignmentMeter:
             provenance={
                 "target": self.target,
                 "samples": self.operator.samples,
+                "gradient_samples": (self._whole or self.operator).samples,
                 "parameters": self.operator.vector.size,
             },
             recoverable=produced.recoverable if bool(np.all(np.isfinite(produced.recoverable))) else None,
@@ -221,9 +228,11 @@ class AlignmentMeter:
     def _build(self) -> None:
         """The operators over the parameters that are trainable now, and a tracker that starts cold."""
         self.operator = self._operator(self._batches)
-        self._halves = self._gradients = None
+        self._halves = self._gradients = self._whole = None
         if self.target == "population":
             self._halves, self._gradients = self._population()
+        elif self._gradient_batches:
+            self._whole = self._operator(self._gradient_batches)
         self.tracker = SubspaceTracker(self.operator, self._rank, seed=self._seed)
 
     def _operator(self, batches: list[Any]) -> HessianOperator:
@@ -263,6 +272,7 @@ class AlignmentMeter:
             replace=self._replace,
             direction=None if plain else direction,
             third_step=step_size if self._third and step_size > 0 else None,
+            whole=self._whole,
             seed=self._seed + self.step,
         )
 

@@ -118,6 +118,7 @@ def training_moments(
     direction: Callable[[Tensor], Direction] | None = None,
     third_step: float | None = None,
     noise: SampleNoise | None = None,
+    whole: CurvatureOperator | None = None,
     seed: int = 0,
 ) -> Produced:
     """Moments with the operator's own batches as the loss; replicates are noise probes.
@@ -135,6 +136,8 @@ def training_moments(
             step; at `third_step` itself where none is. A step so small beside η* that round-off would drown them is
             tried larger. Two gradients a probe: its noise with either sign.
         noise: Of a pass over the per-sample gradients made before with ``basis.explored``; its probes are taken.
+        whole: Where the operator's batches are only a part of the training set: the whole of it, for the gradient. A
+            part's own gradient is off by noise of covariance Σ(1/n − 1/N), which near a minimum is most of it.
         seed: Of the probes.
 
     Raises:
@@ -143,10 +146,10 @@ def training_moments(
     probes = probes if noise is None else len(noise.probes)
     if probes < 2:
         raise InvalidArgument("probes", probes, "must be at least 2 for an interval")
-    gradient = operator.gradient()
+    own = operator.gradient()
+    gradient, samples = (own, operator.samples) if whole is None else (whole.gradient(), whole.samples)
     update = None if direction is None else direction(gradient)
-    noise = noise or sample_noise(operator, loss_fn, basis.explored, gradient, probes, seed)
-    samples = operator.samples
+    noise = noise or sample_noise(operator, loss_fn, basis.explored, own, probes, seed)
     if not (replace or batch_size <= samples):
         raise InvalidArgument("batch_size", batch_size, f"without replacement at most the {samples} samples there are")
     scale = (1.0 if replace or samples == 1 else (samples - batch_size) / (samples - 1)) / batch_size
@@ -158,8 +161,10 @@ def training_moments(
     dominant, bulk = signal.sides(noise_dominant, noise_bulk)
     moments, shift = SplitMoments(dominant, bulk, Coupling(signal.coupling, noise_coupling)), 0.0
     if third_step is not None:
-        tried = max(third_step, least_step(moments.mean(0), operator.dtype))
-        beyond = _beyond(operator, loss_fn, basis, gradient, along, noise.probes, block, math.sqrt(scale), tried)
+        least = least_step(moments.mean(0), float(basis.eigenvalues[0]), operator.dtype)
+        tried = max(third_step, least)
+        known = operator, loss_fn, basis, gradient, own
+        beyond = _beyond(known, along, noise.probes, block, math.sqrt(scale), tried)
         moments, shift = with_beyond(moments, beyond, third_step)
     coordinates = as_array(basis.coordinates(gradient))
     recoverable = np.full(probes, recoverable_loss(coordinates**2, as_array(basis.eigenvalues)))
@@ -236,10 +241,7 @@ def _noise_moments(
 
 
 def _beyond(
-    operator: CurvatureOperator,
-    loss_fn: Callable[[Any, Any], Tensor],
-    basis: Basis,
-    gradient: Tensor,
+    known: tuple[CurvatureOperator, Callable[[Any, Any], Tensor], Basis, Tensor, Tensor],
     along: Tensor,
     probes: Tensor,
     block: Tensor,
@@ -248,15 +250,7 @@ def _beyond(
 ) -> Array:
     """`beyond_quadratic` for updates h ± noise·z, ``(3, 2, probes)``: averaged over the sign, so that odd terms go."""
     found = [
-        beyond_quadratic(
-            operator,
-            loss_fn,
-            basis,
-            gradient,
-            along + sign * noise * probes,
-            (block[:, :1] + sign * noise * block[:, 1:]).mT,
-            step,
-        )
+        beyond_quadratic(*known, along + sign * noise * probes, (block[:, :1] + sign * noise * block[:, 1:]).mT, step)
         for sign in (1.0, -1.0)
     ]
     return 0.5 * (found[0] + found[1])

@@ -128,6 +128,8 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainedRun:
         raise InvalidArgument("step_size", eta, "must be finite and positive")
     if not 1 <= size <= len(network.train[0]):
         raise InvalidArgument("batch_size", size, f"must be between 1 and {len(network.train[0])}")
+    everything = len(network.train[0])
+    partial = (plan.curvature_samples or own.curvature_samples) < everything
     optimizer = torch.optim.SGD(network.model.parameters(), lr=eta)
     meter = handle = gauge = None
     if plan.metered:
@@ -136,6 +138,7 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainedRun:
             network.loss_fn,
             network.curvature_batches(plan.curvature_samples),
             plan.rank or own.rank,
+            gradient_batches=network.curvature_batches(everything) if partial else None,
             every=every,
             overhead=plan.overhead,
             seed=plan.seed,

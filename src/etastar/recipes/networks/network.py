@@ -29,9 +29,7 @@ class Settings:
         rank: k.
         steps: Of the run.
         every: Steps between measurements.
-        curvature_samples: Training samples that the curvature is taken over: all of them where that is affordable.
-            Over n of N, the gradient is off the training set's by noise of covariance Σ(1/n − 1/N): no small thing
-            beside the mini-batches' own Σ/b, and near the floor most of what is left.
+        curvature_samples: Training samples that Hessian and noise are taken over; the gradient is that of all of them.
     """
 
     step_size: float
