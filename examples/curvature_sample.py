@@ -20,7 +20,7 @@ def main(steps=600, sizes=(100, 250, 500, 1000, 1500), ranks=(5, 8, 9, 10, 11, 1
         optimizer.zero_grad()
         mean_loss(model, batch).backward()
         optimizer.step()
-    print("| samples | gradient of | alignment | η* | η_D | η_B |\n|---|---|---|---|---|---|")
+    print("| n | gradient of | alignment | η* | η_D | η_B |\n|---|---|---|---|---|---|")
     for size in sizes:
         part = [(inputs[:size], targets[:size])]
         for name, whole in (("these", None), ("all 1,500", [(inputs, targets)])):
