@@ -309,7 +309,7 @@ def test_without_positive_curvature_the_steps_must_be_given():
     def upside_down(m, b):
         return -squared(m, b)
 
-    with pytest.raises(InvalidArgument, match="smallest dominant eigenvalue is -"):
+    with pytest.raises(InvalidArgument, match="smallest dominant eigenvalue of -"):
         decay_forecast(operator, upside_down, 2, 10, 0.01)
     found = decay_forecast(operator, upside_down, 2, 10, 0.01, steps=10).decayed
     assert found.outcome is ForecastOutcome.FORECAST

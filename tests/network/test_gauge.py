@@ -256,6 +256,19 @@ def test_nan_gradients_are_counted_and_kept_out():
     assert math.isfinite(summary.total.gradient_energy.value)
 
 
+def test_a_run_that_diverged_is_named_so():
+    run = Loop(sampling="independent", make=lambda p: torch.optim.SGD(p, lr=0.1))
+    for step in range(200):
+        if step == 20:
+            with torch.no_grad():
+                run.params[0].fill_(torch.nan)
+        run.step()
+    summary = run.gauge.summary()
+    assert summary.outcome is GaugeOutcome.NOT_FINITE
+    assert summary.verdict == "most numbers of the window are not finite: the run has diverged"
+    assert not summary.loss_change.resolved
+
+
 def test_products_do_not_span_what_others_do_to_parameters():
     run = Loop(sampling="independent")
     for step in range(24):

@@ -215,6 +215,7 @@ REFUSED: dict[str, tuple[str, Callable[[], tuple[nn.Module, Any, Any]]]] = {
         "batch norm without statistics",
         lambda: (mlp(None, nn.BatchNorm1d(8, track_running_stats=False)).eval(), loss_fn, [BATCH]),
     ),
+    "dead network": ("flat loss", lambda: (mlp(nn.ReLU()), lambda m, b: (m(b[0]) * 0.0).square().mean(), [BATCH])),
     "dropout": ("dropout in training mode", lambda: (mlp(None, nn.Dropout(0.5)), loss_fn, [BATCH])),
     "functional dropout": (
         "random loss",
@@ -458,6 +459,16 @@ def test_what_is_handled_or_noted_is_mentioned_and_no_alarm(case: str) -> None:
     assert name in report
     assert {finding.severity for finding in report.findings if finding.name == name} == {severity}
     assert {finding.name for finding in report.findings} <= {name, "products off differences"}, report
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_a_network_at_a_minimum_of_its_loss_can_be_measured(scale: float) -> None:
+    model = mlp()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+        batch = BATCH[0], model(BATCH[0])
+    assert preflight(model, loss_fn, [batch]).ok
 
 
 def test_the_remedy_of_training_mode_works() -> None:

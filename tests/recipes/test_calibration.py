@@ -262,6 +262,7 @@ def test_signs_are_judged_where_both_sides_decide(tiny):
         ({"recipe": "resnet"}, "recipe: got 'resnet'"),
         ({"batches": 1}, "batches: got 1; must be at least 2"),
         ({"checkpoints": -1}, "checkpoints: got -1"),
+        ({"checkpoints": 4, "steps": 3}, "checkpoints: got 4; must be at most the 3 steps"),
         ({"step_size": math.inf}, "step_size: got inf"),
     ],
 )

@@ -242,6 +242,8 @@ def test_a_python_without_its_help_topics_is_told_so(monkeypatch):
             "loss: got 'hinge'; digits-mlp is trained with mse or cross-entropy$",
         ),
         ({"name": "digits-mlp", "data": "here"}, "data: got 'here'; digits-mlp brings its own data$"),
+        ({"name": "digits-mlp", "seed": 10**30}, "seed: got 10+; must be between 0 and 4611686018427387903$"),
+        ({"name": "digits-mlp", "seed": -1}, "seed: got -1; must be between 0 and"),
     ],
 )
 def test_what_a_recipe_has_not_is_refused_by_name(arguments, message):

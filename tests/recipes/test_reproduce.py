@@ -29,6 +29,13 @@ NAMES = [
     "bulk-only",
     "constant-step",
     "real-data",
+    "momentum",
+    "preconditioning",
+    "averaging",
+    "mini-batches",
+    "four-edges",
+    "mean-ratio",
+    "phase-diagram",
     "audit",
 ]
 
@@ -77,7 +84,7 @@ def test_every_check_passes(reproduction):
 def test_progress_counts_up(progress):
     done = [count for _, count, _ in progress]
     assert done == sorted(done)
-    assert {total for _, _, total in progress} == {5}
+    assert {total for _, _, total in progress} == {6}
     assert any("audit of the claims (T8" in name for name, _, _ in progress)
     assert progress[-1][0] == "writing the report"
 
@@ -86,7 +93,7 @@ def test_the_promised_files_are_written_and_no_other(reproduction, written):
     out, paths = written
     pictures = [f"{figure.name}.png" for section in reproduction.sections for figure in section.figures]
     assert [path.name for path in paths] == [*pictures, "results.json", "report.html"]
-    assert len(set(pictures)) == len(pictures) == 11
+    assert len(set(pictures)) == len(pictures) == 18
     assert sorted(contents(out)) == sorted(path.name for path in paths)
 
 
@@ -104,7 +111,7 @@ def test_the_report_has_each_section_and_its_checks(reproduction, written):
         assert f'<section id="{section.name}">' in page
     total = sum(len(section.checks) for section in reproduction.sections)
     assert f"{total} of {total} checks passed" in page
-    assert page.count('<div class="plot"') == 11
+    assert page.count('<div class="plot"') == 18
     assert "[[" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)  # every marked term is known
 
 
@@ -136,12 +143,12 @@ def test_a_failed_check_fails_the_command(monkeypatch, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["sections"][0]["checks"][0]["passed"] is False
 
 
-@pytest.mark.parametrize("place", ["run_paper", "demonstrations", "real_section", "audit"])
+@pytest.mark.parametrize("place", ["run_paper", "demonstrations", "real_section", "beyond_the_paper", "audit"])
 def test_an_interrupt_while_computing_leaves_everything_as_it_was(monkeypatch, tmp_path, capsys, place):
     def interrupt(*_args, **_keywords):
         raise KeyboardInterrupt
 
-    for name in ("paper_sections", "demonstrations"):
+    for name in ("paper_sections", "demonstrations", "beyond_the_paper"):
         monkeypatch.setattr(recipe, name, lambda *_: [])
     monkeypatch.setattr(recipe, "run_paper", lambda *_: {100: None})
     monkeypatch.setattr(recipe, "real_section", lambda *_: Section("a", "A", ""))

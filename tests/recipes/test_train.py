@@ -78,6 +78,7 @@ def test_the_initialisation_depends_on_the_seed_alone():
         ({"steps": -1}, "steps: got -1"),
         ({"every": -1}, "every: got -1"),
         ({"step_size": -1.0}, "step_size: got -1.0"),
+        ({"step_size": 1e99}, "step_size: got 1e\\+99; must be positive, and finite in float32"),
         ({"batch_size": 10_000}, "batch_size: got 10000"),
         ({"curvature_samples": 10_000}, "curvature_samples: got 10000"),
     ],

@@ -16,6 +16,7 @@ import torch
 
 from etastar.errors import EtastarError, InvalidArgument
 from etastar.history import HistoryFile
+from etastar.network.batches import whole_number
 from etastar.network.direction import step_size_of
 from etastar.quantities import metrics
 
@@ -53,8 +54,7 @@ class MeterHandle:
         log: Tracker | None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidArgument("batch_size", batch_size, "must be a whole number of samples, at least 1")
+        whole_number("batch_size", batch_size, 1)
         if log is not None and not callable(getattr(log, "log", None)):
             raise InvalidArgument("log", log, "must have a method log(metrics, step)")
         self._meter, self._optimizer, self._batch_size, self._tracker = meter, optimizer, batch_size, log

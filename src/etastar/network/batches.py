@@ -14,7 +14,7 @@ from torch import Tensor
 
 from etastar.errors import InvalidArgument
 
-__all__ = ["Batches", "first_tensor", "tensors_of"]
+__all__ = ["Batches", "first_tensor", "refuse_single_batch", "tensors_of", "whole_number"]
 
 Count = Callable[[Any], int]
 
@@ -40,8 +40,7 @@ class Batches:
         Raises:
             InvalidArgument: Empty, without a length, not re-iterable, or with a batch that cannot be counted.
         """
-        if isinstance(source, (Tensor, Mapping, str)):
-            raise InvalidArgument("batches", type(source).__name__, "must be an iterable of batches: [batch] for one")
+        refuse_single_batch("batches", source)
         if isinstance(source, Iterator):
             raise InvalidArgument("batches", type(source).__name__, "can be read only once; give list(batches)")
         if not isinstance(source, Iterable) or not _is_sized(source):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -92,6 +91,21 @@ def samples_in(batch: Any, count: Count | None = None) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgument("batches", number, "every batch must count at least one sample")
     return number
+
+
+def refuse_single_batch(name: str, source: Any) -> None:
+    """Raise where a batch was given instead of an iterable of batches; a tuple of tensors is (inputs, targets)."""
+    pair = isinstance(source, tuple) and all(isinstance(item, Tensor) for item in cast(tuple[Any, ...], source))
+    if isinstance(source, (Tensor, Mapping, str)) or (pair and source):
+        raise InvalidArgument(name, type(source).__name__, "must be an iterable of batches: [batch] for one")
+
+
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """The value; InvalidArgument unless it is a whole number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        span = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise InvalidArgument(name, value, f"must be a whole number {span}")
+    return value
 
 
 def first_tensor(batch: Any) -> Tensor | None:

@@ -260,6 +260,8 @@ class HessianOperator(CurvatureOperator):
         parameters: Sequence[str] | str | None = None,
         **options: Unpack[Options],
     ) -> None:
+        if not callable(loss_fn):
+            raise InvalidArgument("loss_fn", type(loss_fn).__name__, "must be callable: loss_fn(model, batch)")
         super().__init__(model, batches, parameters, **options)
         self._loss_fn = loss_fn
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from etastar.errors import InvalidArgument
+from etastar.network.batches import whole_number
 from etastar.network.curvature import CurvatureOperator
 from etastar.network.local_model import ForecastOutcome, LocalModel, LossForecast, Plan
 from etastar.network.producer import Basis
@@ -103,18 +104,17 @@ def _noise(samples: int, batch_size: int, replace: bool) -> float:
 
 def _steps(smallest: float, eta: float) -> int:
     if not smallest * eta * _LONGEST >= _SETTLED:
-        raise InvalidArgument("steps", None, f"must be given: the smallest dominant eigenvalue is {smallest:.3g}")
+        reason = f"a step of {eta:.3g} at a smallest dominant eigenvalue of {smallest:.3g}"
+        raise InvalidArgument("steps", None, f"must be given: {reason} settles in no {_LONGEST:,} steps")
     return math.ceil(_SETTLED / (eta * smallest))
 
 
 def _check(batch_size: int, step_size: float, factor: float, steps: int | None, probes: int) -> None:
-    if batch_size < 1:
-        raise InvalidArgument("batch_size", batch_size, "must be at least 1")
+    whole_number("batch_size", batch_size, 1)
     if not (math.isfinite(step_size) and step_size > 0):
         raise InvalidArgument("step_size", step_size, "must be finite and positive")
     if not 0 < factor < 1:
         raise InvalidArgument("factor", factor, "must lie between 0 and 1")
-    if steps is not None and steps < 1:
-        raise InvalidArgument("steps", steps, "must be at least 1")
-    if probes < 2:
-        raise InvalidArgument("probes", probes, "must be at least 2 for an interval")
+    if steps is not None:
+        whole_number("steps", steps, 1)
+    whole_number("probes", probes, 2)

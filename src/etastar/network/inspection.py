@@ -92,7 +92,7 @@ def inspect_graph(evaluate: Callable[[], Tensor]) -> Iterator[Finding]:
         yield Finding("reduced precision", Severity.REFUSED, f"the loss computes in {_listed(narrow)}", remedy)
     names = {type(node).__name__ for node in nodes_of([loss])}
     if kinked := sorted(n.rstrip("0123456789") for n in names if n.startswith(_KINKED)):
-        remedy = "no third derivative: its term is missing where it is asked for; Tanh, GELU or Softplus have one"
+        remedy = "curvature is that between the kinks; η* takes in those that the step in use crosses"
         yield Finding("kinked functions", Severity.NOTE, _listed(kinked), remedy)
     if fused := sorted(
         n for n in names if "ScaledDotProduct" in n or "FlashAttention" in n or "EfficientAttention" in n

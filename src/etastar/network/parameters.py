@@ -53,6 +53,8 @@ class ParameterVector:
         Raises:
             InvalidArgument: No parameter is left, a name matches none, or they differ in dtype or device.
         """
+        if not isinstance(model, torch.nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgument("model", type(model).__name__, "must be a torch.nn.Module")
         trainable: dict[str, Tensor] = {
             name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad
         }
@@ -128,6 +130,8 @@ def _restrict(model: torch.nn.Module, trainable: dict[str, Tensor], only: Sequen
             near = get_close_matches(entry, aliases, 3, cutoff=0.4)
             raise InvalidArgument("parameters", entry, f"names no parameter; close: {', '.join(near) or 'none'}")
         wanted |= matched
+    if not only:
+        raise InvalidArgument("parameters", list(only), "must name one at least, or be None for all")
     chosen = {name: tensor for name, tensor in trainable.items() if id(tensor) in wanted}
     if not chosen:
         raise InvalidArgument("parameters", list(only), "all of these are frozen; one at least must require grad")

@@ -183,6 +183,10 @@ def _products(operator: HessianOperator, kinked: bool) -> Iterator[Finding]:
         cause = f"the gradient is {found:.1e} off a central difference of the loss"
         yield Finding("gradient off differences", severity, cause, kinks if kinked else remedy)
     products = operator @ vectors
+    if not bool(gradient.any() or products.any()):
+        remedy = "no step moves the parameters from here: units that never fire, or a loss that ignores the network"
+        yield Finding("flat loss", Severity.REFUSED, "gradient and curvature are zero", remedy)
+        return
     if not bool(torch.isfinite(products).all()):
         remedy = "a second derivative is infinite here: sqrt or norm at 0, or log(0); add a small constant"
         yield Finding("infinite curvature", Severity.REFUSED, "a product is not finite", remedy)

@@ -57,11 +57,15 @@ def difference(operator: HessianOperator, vector: Tensor, product: Tensor, enoug
 
 
 def slope(operator: HessianOperator, vector: Tensor, gradient: Tensor, enough: float) -> float:
-    """|(L(θ+εv) − L(θ−εv))/2ε − ⟨∇L, v⟩| over ‖∇L‖ for a unit vector v, as `difference`."""
-    expected, size = float(gradient.double() @ vector.double()), max(float(gradient.double().norm()), 1e-300)
+    """|(L(θ+εv) − L(θ−εv))/2ε − ⟨∇L, v⟩| over ‖∇L‖ for a unit vector v, as `difference`.
+
+    Where ‖∇L‖ is smaller than its change within the step, as at a minimum, over that change.
+    """
+    expected, here = float(gradient.double() @ vector.double()), float(gradient.double().norm())
 
     def found(step: float) -> float:
         ahead, behind = (_displaced(operator, sign * step * vector, operator.loss) for sign in (1, -1))
+        size = max(here, float(_displaced(operator, step * vector, operator.gradient).double().norm()), 1e-300)
         roundoff = 4 * torch.finfo(operator.dtype).eps * (abs(ahead) + abs(behind)) / step
         return max(abs((ahead - behind) / (2 * step) - expected) - roundoff, 0.0) / size
 

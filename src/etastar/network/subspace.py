@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from etastar.errors import InvalidArgument
+from etastar.network.batches import whole_number
 from etastar.network.certificate import angle_bound, eigenvalue_shift
 from etastar.network.explored import ExploredSpace, Model, SymmetricOperator
 from etastar.network.search import Goal, Search, Stop
@@ -121,16 +122,21 @@ class SubspaceTracker:
     ) -> None:
         self.operator = operator
         size = operator.shape[0]
-        self.rank = _whole("rank", rank, 1, size - 1)
-        self.guards = min(_whole("guards", guards, 1), size - rank)
+        self.rank = whole_number("rank", rank, 1, size - 1)
+        self.guards = min(whole_number("guards", guards, 1), size - rank)
         least = rank + self.guards
-        self._carry = min(_whole("carry", max(3 * rank, least) if carry is None else carry, least), size)
-        self._max_products = _whole("max_products", max_products, rank + 1)
-        self._start = min(_whole("start", start, 2), size, max_products)
+        self._carry = min(whole_number("carry", max(3 * rank, least) if carry is None else carry, least), size)
+        self._max_products = whole_number("max_products", max_products, rank + 1)
+        self._start = min(whole_number("start", start, 2), size, max_products)
         self._generator = torch.Generator().manual_seed(seed)
         self._carried: Tensor | None = None
         self._values = torch.zeros(0, dtype=torch.float64)
         self._responses = _RESPONSES
+
+    @property
+    def basis(self) -> Tensor | None:
+        """The top k vectors as last refreshed, orthonormal, ``(P, k)``; a view, not a copy. None before the first."""
+        return None if self._carried is None else self._carried[:, : self.rank]
 
     def refresh(self, tolerance: float = 1e-2, goal: Goal | None = None) -> Subspace:
         """The top subspace of the operator as it is now.
@@ -295,10 +301,3 @@ def _clean_rank(values: Tensor, rank: int) -> int | None:
     drops = (values[:-1] - values[1:]) / values[:-1].abs().clamp_min(_EQUAL * float(values.abs().max()))
     clean = [index + 1 for index, drop in enumerate(drops.tolist()) if drop >= _CLEAN and index + 1 != rank]
     return min(clean, key=lambda candidate: abs(candidate - rank), default=None)
-
-
-def _whole(name: str, value: Any, least: int, most: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        span = f"at least {least}" if most is None else f"between {least} and {most}"
-        raise InvalidArgument(name, value, f"must be a whole number {span}")
-    return value

@@ -17,6 +17,7 @@ from typing import Any
 
 from etastar.claims import audit
 from etastar.files import write_together
+from etastar.recipes.beyond import beyond_the_paper
 from etastar.recipes.claims_audit import audit_section
 from etastar.recipes.demonstrations import demonstrations
 from etastar.recipes.paper_figures import paper_sections, run_paper
@@ -77,8 +78,9 @@ class Reproduction:
 
 
 def reproduce(quick: bool = False, seed: int = 0, progress: Progress | None = None, workers: int = 1) -> Reproduction:
-    """Run everything: figures, demonstrations, real data, and the audit (10,000 instances a claim; quick: 300).
+    """Run everything: figures, demonstrations, real data, beyond the paper, and the audit of the claims.
 
+    The audit has 10,000 instances a claim, 300 when `quick`.
     More than one worker process needs a script guarded by ``if __name__ == "__main__"``; results do not depend on it.
     """
     told = progress or _silent
@@ -86,7 +88,7 @@ def reproduce(quick: bool = False, seed: int = 0, progress: Progress | None = No
     sections: list[Section] = []
 
     def timed(name: str, done: int, work: Callable[[], list[Section]]) -> None:
-        told(name, done, 5)
+        told(name, done, 6)
         begin = time.perf_counter()
         sections.extend(work())
         seconds[name] = time.perf_counter() - begin
@@ -101,13 +103,14 @@ def reproduce(quick: bool = False, seed: int = 0, progress: Progress | None = No
         return [audit_section(audit(None, 300 if quick else 10_000, seed, workers, inner))]
 
     def inner(claim: str, done: int, total: int) -> None:
-        told(f"audit of the claims ({claim}, {done} of {total})", 3, 5)
+        told(f"audit of the claims ({claim}, {done} of {total})", 4, 6)
 
     timed("figures of the paper", 0, figures)
     timed("criteria demonstrated", 1, lambda: demonstrations(runs[100], quick, seed))
     timed("real least squares", 2, lambda: [real_section(quick, seed)])
-    timed("audit of the claims", 3, audited)
-    told("writing the report", 4, 5)
+    timed("beyond the paper", 3, lambda: beyond_the_paper(runs[100], quick, seed))
+    timed("audit of the claims", 4, audited)
+    told("writing the report", 5, 6)
     return Reproduction(sections, seed, quick, seconds)
 
 

@@ -124,8 +124,8 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainedRun:
     for name, value in (("steps", steps), ("every", every)):
         if value < 1:
             raise InvalidArgument(name, value, "must be at least 1")
-    if not (np.isfinite(eta) and eta > 0):
-        raise InvalidArgument("step_size", eta, "must be finite and positive")
+    if not 0 < eta <= torch.finfo(torch.float32).max:
+        raise InvalidArgument("step_size", eta, "must be positive, and finite in float32")
     if not 1 <= size <= len(network.train[0]):
         raise InvalidArgument("batch_size", size, f"must be between 1 and {len(network.train[0])}")
     everything = len(network.train[0])

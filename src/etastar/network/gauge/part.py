@@ -21,6 +21,7 @@ class GaugeOutcome(Enum):
 
     RESOLVED = "read"
     TOO_FEW_STEPS = "not enough steps yet: let the run go on, or give the gauge a smaller `every`"
+    NOT_FINITE = "most numbers of the window are not finite: the run has diverged"
     NO_SECOND = "no second gradients in the window: call gauge.second(...) whenever gauge.due"
     NO_CURVATURE = (
         "curvature along the update unknown: give second() a function instead of gradients, "

@@ -87,9 +87,10 @@ def summarise(blocks: list[Block], sampling: Sampling, batch_size: int | None, l
         groups[window.groups[name]][column] = 1.0
     each = np.eye(len(names), len(names) + 1)
     steps = sum(block.steps for block in blocks)
-    change = window.mean_change(whole)
+    change, lost = window.mean_change(whole), dropped(blocks, window.block_counts)
+    diverged = window.outcome is GaugeOutcome.TOO_FEW_STEPS and 2 * lost > sum(sum(block.seen) for block in blocks)
     return GaugeSummary(
-        outcome=window.outcome,
+        outcome=GaugeOutcome.NOT_FINITE if diverged else window.outcome,
         first=blocks[0].end - blocks[0].steps if blocks else 0,
         last=blocks[-1].end if blocks else 0,
         total=window.part("total", whole),
@@ -101,7 +102,7 @@ def summarise(blocks: list[Block], sampling: Sampling, batch_size: int | None, l
         trapezoid_gap=linear(window.mean("trapezoid gap", whole), level) if window.has("u·δ") else absent(level),
         plain=window.plain,
         second_gradients=int(window.counts[:, FEATURES["u·g'"]].sum()) if blocks else 0,
-        dropped=dropped(blocks, window.block_counts),
+        dropped=lost,
     )
 
 

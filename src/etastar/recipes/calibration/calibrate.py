@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from etastar.criteria import loss_thresholds
+from etastar.errors import InvalidArgument
 from etastar.history import Measurement
 from etastar.network.meter import AlignmentMeter
 from etastar.network.noise import sample_noise
@@ -49,6 +50,8 @@ def calibrate(plan: CalibrationPlan, progress: Progress | None = None) -> Calibr
     again = plan.remeasurements or (4 if large else 20)
     eta, size = plan.step_size or settings.step_size, plan.batch_size or settings.batch_size
     rank, steps = plan.rank or settings.rank, plan.steps or settings.steps
+    if count > steps:
+        raise InvalidArgument("checkpoints", count, f"must be at most the {steps} steps of the run")
     coverage = {(target, name): Coverage() for target in ("training", "population") for name in QUANTITIES}
     rows: list[CalibrationRow] = []
     meter: AlignmentMeter | None = None

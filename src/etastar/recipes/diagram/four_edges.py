@@ -51,11 +51,11 @@ def four_edges_section(batch_sizes: Any, rows: Mapping[str, Any], *, step_size: 
     for name in ("threshold_full", "smallest_raising"):
         edges[name] = 2.0 / edges[name]
     used = 2.0 / _along("step_size", step_size, batch)
-    lines = [
+    lines = [Line(batch, used, "2/η", COLOURS["accent"], 4.4)]  # below the others: an edge may lie on it
+    lines += [
         Line(batch, edges[name], EDGES[name][0], colour, 2.2, dash)
         for name, colour, dash in zip(EDGES, _COLOURS, _DASHES, strict=True)
     ]
-    lines.append(Line(batch, used, "2/η", COLOURS["accent"], 2.8))
     panel = Panel("batch size b [samples]", "curvature [loss/parameter²]", lines, x_scale="log", y_scale="log")
     ratios = {name: edge / used for name, edge in edges.items()}
     return Section(

@@ -20,6 +20,8 @@ from etastar.recipes.networks.text import CONTEXT, VOCABULARY, load_text
 
 __all__ = ["NETWORKS", "Recipe", "load_network"]
 
+_SEEDS = 1 << 62  # PyTorch takes 64 bits; room for streams of their own beside a seed
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -50,9 +52,12 @@ def load_network(name: str, loss: LossName | None = None, seed: int = 0, data: s
         data: Directory of the recipe's files, for those that read any; see `mnist`.
 
     Raises:
-        InvalidArgument: An unknown name, a loss that the recipe has not, a directory it has no use for.
+        InvalidArgument: An unknown name, a seed out of range, a loss that the recipe has not, a directory it has no
+            use for.
         InvalidFile: The recipe's files are not found, or not what they should be.
     """
+    if not 0 <= seed < _SEEDS:
+        raise InvalidArgument("seed", seed, f"must be between 0 and {_SEEDS - 1}")
     recipe = NETWORKS.get(name)
     if recipe is None:
         raise InvalidArgument("recipe", name, f"must be one of {', '.join(NETWORKS)}")
