@@ -23,7 +23,7 @@ test: lint
 	$(BIN)/pytest -n 2 --dist loadgroup --cov --cov-report=term
 
 test-slow: .venv/.network
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 2 -m slow
 
 lint: .venv/.network
 	$(BIN)/ruff format --check src tests benchmarks examples
