@@ -100,7 +100,7 @@ def test_the_promised_files_are_written_and_no_other(reproduction, written):
 def test_pictures_are_pictures(written):
     for path in written[0].glob("*.png"):
         image = matplotlib.image.imread(path)
-        assert image.shape[0] in (288, 416)  # maps are taller
+        assert image.shape[0] >= 288  # maps are taller than curves
         assert image.shape[1] > 300
         assert image[..., :3].std() > 0.01, path.name
 
