@@ -31,7 +31,7 @@ def reproduce(
     seed: int = 0,
     json: Flag = False,
 ) -> int:
-    """Reproduce and audit the paper: one report, PNGs, results.json (about 40 seconds).
+    """Reproduce and audit the paper: one report, PNGs, results.json (about 35 seconds).
 
     For example:
       etastar reproduce
@@ -41,7 +41,7 @@ def reproduce(
     Args:
         out: Directory for report.html, results.json and the PNGs.
         network: Instead of the paper, the meter on digits-mlp: trained, forecast and calibrated (about 2 minutes).
-        quick: Fewer runs and instances: under 10 seconds.
+        quick: Fewer runs and instances: about 12 seconds.
         seed: Seed of everything that is drawn.
         json: Print results.json on stdout instead of a summary.
     """

@@ -18,15 +18,18 @@ def render_png(figure: Figure, dpi: int = 150) -> bytes:
     """The PNG of a figure: one row of panels; the same bytes for the same data."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.image import imsave
 
     count = len(figure.panels)
-    canvas = Canvas(figsize=(figure.size[0] * count + 0.4, figure.size[1]), layout="constrained")
-    FigureCanvasAgg(canvas)
+    canvas = Canvas(figsize=(figure.size[0] * count + 0.4, figure.size[1]), dpi=dpi, layout="constrained")
+    drawn = FigureCanvasAgg(canvas)
     axes = canvas.subplots(1, count, squeeze=False)[0]
     for axis, panel in zip(axes, figure.panels, strict=True):
         _draw_panel(axis, panel)
     buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    drawn.draw()  # once; savefig would draw twice
+    nameless: Any = {"Software": None}  # no version in the file
+    imsave(buffer, np.asarray(drawn.buffer_rgba()), format="png", dpi=dpi, metadata=nameless)
     return buffer.getvalue()
 
 
@@ -47,12 +50,22 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     for cells in maps:
         axis.set_xlim(cells.x_edges[0], cells.x_edges[-1])
         axis.set_ylim(cells.y_edges[0], cells.y_edges[-1])
+    _thin(axis)
     handles, labels = axis.get_legend_handles_labels()
     if panel.legend and handles:
         place = _beside(maps, len(handles)) if maps else {"framealpha": 0.85}
         legend = axis.legend(handles, labels, fontsize=7.5, frameon=True, edgecolor="none", **place)
         for text in legend.get_texts():
             text.set_parse_math(False)
+
+
+def _thin(axis: Any) -> None:
+    """No ticks between decades where there are more than three: they would be most of the time of a picture."""
+    from matplotlib.ticker import NullLocator
+
+    for one, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+        if one.get_scale() == "log" and high > 1e3 * low:
+            one.set_minor_locator(NullLocator())
 
 
 def _beside(maps: list[Cells], count: int) -> dict[str, Any]:

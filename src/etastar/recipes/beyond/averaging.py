@@ -45,7 +45,7 @@ def averaging(run: PaperRuns, replicas: int, seed: int) -> Section:
         "dominant subspace.",
         "A stationary average is H⁻¹ times a mean of noise, so that its gradient is that mean: as white as the noise. "
         "What is suspicious about the [[alignment]] of the last iterate, that steep directions carry their noise "
-        "floor, is gone from the average; it also descends where the iterate can no longer.",
+        "floor, is gone from the average.",
         [
             Check(
                 f"exact curves agree with sampled ones for ω = 0.9, 0.99, 0.999 ({replicas} runs each)",

@@ -48,7 +48,7 @@ def mean_ratio(replicas: int, seed: int) -> Section:
         "Beyond the paper: the mean of the ratio",
         "The mean [[alignment]] of stationary runs is not the ratio of mean energies. At θ∞ = ½ it is lower by "
         f"{-limits[0]:.2f} for k = 1, {-limits[2]:.3f} for k = 5 and {-limits[4]:.4f} for k = 50, however large the "
-        "dimension: about 1/(4k).",
+        "dimension: about 1/(4k) for large k.",
         "Only k random numbers make the dominant energy, whatever d is, so that it keeps fluctuating by √(2/k) and a "
         "ratio keeps its bias, θ̄(1 − θ̄)[(1 − θ̄)ν_B − θ̄ν_D]. “High dimension” does not justify replacing one mean by "
         "the other; a large rank does. η* moves by as much, and the correction brings it back to second order.",

@@ -123,7 +123,7 @@ def _borders(problem: Quadratic) -> tuple[Panel, list[float]]:
         marks.append(Line(_BATCHES, ratio, f"β = {beta:g}", colour, 2.2))
         marks += [Reference(1.0 - beta), Reference(1.0 + beta, "y", "1 ± β" if beta == _BETA else "")]
         ends = [float(ratio[0]), float(ratio[-1])]
-    title = "Largest stable step, heavy ball over SGD"
+    title = "Longest stable step over SGD's"
     return Panel("batch size b", "ratio", marks, title, x_scale="log", y_scale="log"), ends
 
 
