@@ -6,9 +6,7 @@ import time
 import torch
 from torch.optim import SGD
 
-from etastar.network import AlignmentMeter, HessianOperator, SubspaceTracker
-from etastar.network.projection import ScaledOptimizer
-from etastar.network.two_rate import TwoRateSGD
+from etastar.network import AlignmentMeter, HessianOperator, ScaledOptimizer, SubspaceTracker, TwoRateSGD
 from etastar.recipes.networks import load_network
 
 BATCH, EVERY, SAMPLES, RANK, TOLERANCE = 50, 100, 250, 10, 0.1

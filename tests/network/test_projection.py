@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from etastar import InvalidArgument
-from etastar.network import GaussNewtonOperator, HessianOperator, SubspaceTracker
-from etastar.network.projection import ProjectedOptimizer, ScaledOptimizer
+from etastar.network import GaussNewtonOperator, HessianOperator, ProjectedOptimizer, ScaledOptimizer, SubspaceTracker
 
 INNERS = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=0.1),

@@ -10,8 +10,7 @@ from torch import nn
 
 from etastar import CurvatureMoments, InvalidArgument, SplitMoments, SubspaceMoments, loss_thresholds
 from etastar.history import Measurement
-from etastar.network import AlignmentMeter
-from etastar.network.two_rate import RateOutcome, TwoRateSGD
+from etastar.network import AlignmentMeter, RateOutcome, TwoRateSGD
 
 
 def squared(model, batch):

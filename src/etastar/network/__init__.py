@@ -22,8 +22,10 @@ from etastar.network.gauge import GaugeOutcome, GaugePart, GaugeSummary, StepGau
 from etastar.network.meter import AlignmentMeter, MeterHandle, Tracker
 from etastar.network.parameters import ParameterVector
 from etastar.network.preflight import preflight
+from etastar.network.projection import ProjectedOptimizer, ScaledOptimizer
 from etastar.network.search import Goal
 from etastar.network.subspace import Subspace, SubspaceOutcome, SubspaceTracker
+from etastar.network.two_rate import RateOutcome, Rates, TwoRateSGD
 
 __all__ = [
     "AlignmentMeter",
@@ -40,6 +42,10 @@ __all__ = [
     "MeterHandle",
     "ParameterVector",
     "PreflightReport",
+    "ProjectedOptimizer",
+    "RateOutcome",
+    "Rates",
+    "ScaledOptimizer",
     "Severity",
     "StepGauge",
     "Subspace",
@@ -47,6 +53,7 @@ __all__ = [
     "SubspaceTracker",
     "SymmetricOperator",
     "Tracker",
+    "TwoRateSGD",
     "decay_forecast",
     "preflight",
 ]
