@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from etastar.errors import InvalidArgument
-from etastar.quadratic import Noise, Quadratic, Spectrum
+from etastar.quadratic import Curve, Noise, Phases, Quadratic, Spectrum
+from etastar.quadratic.minibatch.batches import simulate_batches
 from etastar.report import COLOURS, Check, Column, Figure, Line, Panel, Reference, Section, Table
 
 __all__ = ["LeastSquares", "load_least_squares", "real_section"]
@@ -77,44 +78,9 @@ def load_least_squares(name: DataName, rank: int = 1, batch_size: int = 32, ridg
 
 def real_section(quick: bool, seed: int) -> Section:
     """Both data sets: exact curve, real mini-batch runs, critical step and phases."""
-    panels, rows, checks = [], [], []
-    data: dict[str, Any] = {}
-    cases: tuple[tuple[DataName, int], ...] = (("digits", 20_000), ("diabetes", 3_000))
-    for name, steps in cases:
-        case = load_least_squares(name)
-        eta = 0.5 / float(case.problem.spectrum.eigenvalues[0])
-        runs = 20 if quick else 60
-        watched = np.unique(np.geomspace(1, steps // (10 if quick else 4), 18).astype(np.int64))
-        times = np.unique(np.concatenate([np.arange(30), np.geomspace(30, steps, 200).astype(np.int64)]))
-        curve = case.problem.expected(gradient=case.start, step_size=eta, times=times)
-        phases = case.problem.phases(gradient=case.start, step_size=eta)
-        real = minibatch_alignment(case, eta, watched, runs, seed)
-        reference = case.problem.expected(gradient=case.start, step_size=eta, times=watched).alignment
-        distance = float(np.max(np.abs(real - reference)))
-        panels += _panels(case, curve, watched, real, eta)
-        rows.append(
-            [
-                name,
-                f"{case.X.shape[0]:,} × {case.X.shape[1]}",
-                f"{case.problem.spectrum.ratio:.1f}",
-                f"{eta:.4f}",
-                ", ".join(f"{kind} at {t:,}" for t, kind in phases.turns) or "none",
-                f"{phases.alignment_start:.3f} → {phases.alignment_min:.3f} → {phases.alignment_limit:.3f}",
-                f"{distance:.3f}",
-            ]
-        )
-        checks.append(
-            Check(
-                f"{name}: the alignment falls, then rises to its stationary value",
-                bool(phases.turns) and phases.turns[0][1] == "min",
-                phases.shape.partition(" (")[0],
-            )
-        )
-        data[name] = {
-            "turns": [list(turn) for turn in phases.turns],
-            "limit": phases.alignment_limit,
-            "distance": distance,
-        }
+    runs, share = (20, 10) if quick else (60, 4)
+    lengths: dict[DataName, int] = {"digits": 20_000, "diabetes": 3_000}
+    cases = [_compare(load_least_squares(name), steps, steps // share, runs, seed) for name, steps in lengths.items()]
     return Section(
         "real-data",
         "Real least squares",
@@ -122,59 +88,106 @@ def real_section(quick: bool, seed: int) -> Section:
         "the minimum; real mini-batch SGD on the same data is drawn beside it.",
         "Where they part, the noise of real mini-batches depends on the state: far from the minimum it is larger than "
         "the additive model says, so that the dip of the dominant subspace is shallower and later runs agree again.",
-        checks,
-        [Figure("real-data", "Exact curve of the additive-noise model, real mini-batch SGD, and η*ₜ/η.", panels)],
+        [case.check() for case in cases],
         [
-            Table(
-                [
-                    Column("data", "scikit-learn data set", numeric=False),
-                    Column("samples × features"),
-                    Column("λ₁/λ₂", "ratio at the cut, k = 1"),
-                    Column("η", "step size, half of 1/λ₁"),
-                    Column("turns", "turning times of the exact curve", numeric=False),
-                    Column("θ", "alignment at the start, at its least, and stationary"),
-                    Column("distance", "largest difference between real mini-batch SGD and the exact curve, in θ"),
-                ],
-                rows,
+            Figure(
+                "real-data",
+                "Exact curve of the additive-noise model, real mini-batch SGD, and η*ₜ/η.",
+                [panel for case in cases for panel in case.panels()],
             )
         ],
-        data,
+        [Table(_COLUMNS, [case.row() for case in cases])],
+        {case.data.name: case.to_json() for case in cases},
     )
+
+
+_COLUMNS = [
+    Column("data", "scikit-learn data set", numeric=False),
+    Column("samples × features"),
+    Column("λ₁/λ₂", "ratio at the cut, k = 1"),
+    Column("η", "step size, half of 1/λ₁"),
+    Column("turns", "turning times of the exact curve", numeric=False),
+    Column("θ", "alignment at the start, at its least, and stationary"),
+    Column("distance", "largest difference between real mini-batch SGD and the exact curve, in θ"),
+]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Comparison:
+    """One data set: the exact curve of the additive-noise model, and real mini-batch runs at some of its times."""
+
+    data: LeastSquares
+    step_size: float
+    curve: Curve
+    phases: Phases
+    watched: npt.NDArray[np.int64]
+    real: Array
+    distance: float
+
+    def check(self) -> Check:
+        """Whether the exact curve has the paper's two phases."""
+        turns, shape = self.phases.turns, self.phases.shape.partition(" (")[0]
+        told = f"{self.data.name}: the alignment falls, then rises to its stationary value"
+        return Check(told, bool(turns) and turns[0][1] == "min", shape)
+
+    def row(self) -> list[str]:
+        """The row of the table, as `_COLUMNS`."""
+        phases, (samples, features) = self.phases, self.data.X.shape
+        return [
+            self.data.name,
+            f"{samples:,} × {features}",
+            f"{self.data.problem.spectrum.ratio:.1f}",
+            f"{self.step_size:.4f}",
+            ", ".join(f"{kind} at {t:,}" for t, kind in phases.turns) or "none",
+            f"{phases.alignment_start:.3f} → {phases.alignment_min:.3f} → {phases.alignment_limit:.3f}",
+            f"{self.distance:.3f}",
+        ]
+
+    def panels(self) -> list[Panel]:
+        """Alignment and η*ₜ/η over the steps."""
+        label, times = f"real mini-batch SGD, b = {self.data.batch_size}", self.curve.times + 1
+        theta = [
+            Line(times, self.curve.alignment, "exact, additive noise", COLOURS["exact"], 2.2),
+            Line(self.watched + 1, self.real, label, COLOURS["sampled"], 1.8, "dash"),
+        ]
+        critical = np.asarray(self.curve.critical_step_size.value) / self.step_size
+        ratio = [Line(times, critical, "η*ₜ/η", COLOURS["critical"], 2.0), Reference(1.0, "y", "η")]
+        name = self.data.name
+        return [
+            Panel("step t + 1", "alignment θ", theta, name, x_scale="log", y_range=(-0.02, 1.02)),
+            Panel("step t + 1", "η*ₜ/η", ratio, f"{name}: η*ₜ/η", x_scale="log", y_scale="log"),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Turns, stationary alignment, and the distance of the real runs."""
+        turns = [list(turn) for turn in self.phases.turns]
+        return {"turns": turns, "limit": self.phases.alignment_limit, "distance": self.distance}
+
+
+def _compare(case: LeastSquares, steps: int, watched_steps: int, runs: int, seed: int) -> _Comparison:
+    eta = 0.5 / float(case.problem.spectrum.eigenvalues[0])
+    watched = np.unique(np.geomspace(1, watched_steps, 18).astype(np.int64))
+    times = np.unique(np.concatenate([np.arange(30), np.geomspace(30, steps, 200).astype(np.int64)]))
+    start: dict[str, Any] = {"gradient": case.start, "step_size": eta}
+    curve, phases = case.problem.expected(**start, times=times), case.problem.phases(**start)
+    real = minibatch_alignment(case, eta, watched, runs, seed)
+    distance = float(np.max(np.abs(real - case.problem.expected(**start, times=watched).alignment)))
+    return _Comparison(case, eta, curve, phases, watched, real, distance)
 
 
 def minibatch_alignment(case: LeastSquares, eta: float, times: Any, runs: int, seed: int) -> Array:
     """Alignment of mean energies over real mini-batch SGD runs (with replacement), ``(T,)``."""
-    rng = np.random.default_rng(seed)
-    n, d = case.X.shape
-    weights = np.zeros((runs, d))
-    record = np.empty(len(times))
-    slot = {int(t): i for i, t in enumerate(times)}
-    basis = case.problem.spectrum.to_eigenbasis(np.eye(d))
-    eigenvalues = case.problem.spectrum.eigenvalues
-    for step in range(int(times[-1]) + 1):
-        if step in slot:
-            energy = np.mean((((weights - case.minimum) @ basis) * eigenvalues) ** 2, axis=0)
-            record[slot[step]] = energy[: case.problem.spectrum.rank].sum() / energy.sum()
-        drawn = rng.integers(n, size=(runs, case.batch_size))
-        rows = case.X[drawn]
-        residual = np.matmul(rows, weights[:, :, None])[..., 0] - case.y[drawn]
-        gradient = np.matmul(residual[:, None, :], rows)[:, 0] / case.batch_size + case.ridge * weights
-        weights -= eta * gradient
-    return record
-
-
-def _panels(case: LeastSquares, curve: Any, watched: Any, real: Array, eta: float) -> list[Panel]:
-    theta = Panel(
-        "step t + 1",
-        "alignment θ",
-        [
-            Line(curve.times + 1, curve.alignment, "exact, additive noise", COLOURS["exact"], 2.2),
-            Line(watched + 1, real, f"real mini-batch SGD, b = {case.batch_size}", COLOURS["sampled"], 1.8, "dash"),
-        ],
-        case.name,
-        x_scale="log",
-        y_range=(-0.02, 1.02),
+    paths = simulate_batches(
+        case.X,
+        case.y,
+        rank=case.problem.spectrum.rank,
+        step_size=eta,
+        steps=int(times[-1]),
+        batch_size=case.batch_size,
+        ridge=case.ridge,
+        record=times,
+        replicas=runs,
+        seed=seed,
     )
-    critical = np.asarray(curve.critical_step_size.value) / eta
-    marks = [Line(curve.times + 1, critical, "η*ₜ/η", COLOURS["critical"], 2.0), Reference(1.0, "y", "η")]
-    return [theta, Panel("step t + 1", "η*ₜ/η", marks, f"{case.name}: η*ₜ/η", x_scale="log", y_scale="log")]
+    dominant, bulk = paths.dominant_energy.mean(axis=0), paths.bulk_energy.mean(axis=0)
+    return dominant / (dominant + bulk)
