@@ -37,6 +37,9 @@ class InvalidArgument(EtastarError, ValueError):
         self.allowed = allowed
         super().__init__(f"{name}: got {_one_line(value)}; {allowed}")
 
+    def __reduce__(self) -> tuple[type[InvalidArgument], tuple[str, Any, str]]:
+        return type(self), (self.name, self.value, self.allowed)  # a worker process raises it in ours
+
 
 class InvalidFile(InvalidArgument):
     """A file that is missing, unreadable, or not of the form it should have."""

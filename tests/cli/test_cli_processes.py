@@ -224,3 +224,18 @@ def test_text_from_reports_is_plain_on_the_terminal():
     assert terminal.without_marks("largest |[[z]]| of [[sampled|Sampled]] runs") == "largest |z| of Sampled runs"
     for text in ("[[open", "[red]x[/red]", "]]", "[bold]"):
         assert Text.from_markup(terminal.without_marks(text)).plain == text
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+@pytest.mark.parametrize("more", [[], ["--json"], ["--help"]])
+def test_a_full_disk_behind_stdout_is_one_line(more):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = run(*FAST["lab"], *more, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert done.stderr.startswith("etastar: stdout: cannot be written: No space left on device")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_any_stdout_a_command_still_runs():
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, *FAST["lab"]], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -35,6 +35,25 @@ REFUSED = [
     ("lab --times=-1", "times: got -1; must be between 0 and 1000000000000000"),
     ("lab --times 1000000000000000000", "times: got 1000000000000000000; must be between 0 and"),
     ("lab --seed=-1", "seed: got -1; must be at least 0"),
+    ("lab --data digits --seed=-1", "seed: got -1; must be at least 0"),
+    ("lab --seed 4611686018427387904", "seed: got 4611686018427387904; must be below 2^62"),
+    ("lab --dimension 0", "dimension: got 0; must be at least 2"),
+    ("lab --optimizer adam", "invalid choice 'adam' for argument '--optimizer'. Expected one of ('sgd', 'heavy-ball'"),
+    ("lab --optimizer heavy-ball --momentum 1", "momentum: got 1.0; must be at least 0 and below 1"),
+    ("lab --averaging nan", "averaging: got nan; must be at least 0 and below 1"),
+    (
+        "lab --optimizer nesterov --expectation mean-of-ratio",
+        "expectation: got 'mean-of-ratio'; is known for plain SGD",
+    ),
+    ("lab diagram", "Missing from etastar diagram: {step-batch,step-momentum,alignment-ratio}"),
+    ("diagram step-batch --data digits --seed=-1", "seed: got -1; must be at least 0"),
+    ("diagram step-momentum --seed 99999999999999999999", "seed: got 99999999999999999999; must be below 2^62"),
+    ("diagram step-batch --batch-sizes 0 8", "batch-sizes: got (0.0, 8.0); must rise, above 0"),
+    ("diagram step-momentum --momenta 0 1", "momenta: got (0.0, 1.0); must rise, from 0 on, below 1"),
+    ("diagram alignment-ratio --alignments 0 2", "alignments: got (0.0, 2.0); must rise, within 0 … 1"),
+    ("diagram alignment-ratio --data digits", "data: got 'digits'; alignment-ratio takes two levels at every ratio"),
+    ("diagram alignment-ratio --two-level 3 1", "two-level: got (3.0, 1.0); alignment-ratio takes two levels"),
+    ("diagram alignment-ratio --spectrum x.json", "x.json"),
     ("lab --data digits --batch-size 0", "batch-size: got 0; must be"),
     ("lab --data digits --ridge=-1", "ridge: got -1.0; must be at least 0"),
     ("lab --spectrum missing.json", "spectrum: got 'missing.json'; cannot be read: No such file or directory"),
@@ -116,3 +135,40 @@ def test_strange_text_in_arguments(here, capsys):
         assert cli.main(["lab", "--spectrum", text]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert json.dumps(list(map(str, here.iterdir()))) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ("train digits-mlp --step-size nan", "step-size"),
+        ("train digits-mlp --no-meter --rank -3", "rank"),
+        ("train digits-mlp --no-meter --rank 999999", "rank"),
+        ("train digits-mlp --no-meter --curvature-samples -1", "curvature-samples"),
+        ("train digits-mlp --no-meter --every -1", "every"),
+        ("train digits-mlp --steps 2 --forecast --checkpoints -1", "checkpoints"),
+    ],
+)
+def test_a_refused_training_leaves_nothing(here, capsys, line, field):
+    assert cli.main([*line.split(), "--out", "new/deep"]) == 2
+    assert_refused(*capsys.readouterr(), f"etastar: {field}: got ")
+    assert list(here.iterdir()) == []
+    (here / "old" / "running.jsonl").mkdir(parents=True)
+    assert cli.main([*line.split(), "--out", "old"]) == 2
+    assert_refused(*capsys.readouterr(), "etastar: ")
+    assert (here / "old" / "running.jsonl").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["train", "digits-mlp", "--out", ""], "out"),
+        (["train", "digits-mlp", "--data="], "data"),
+        (["doctor", "--model", ""], "model"),
+        (["lab", "--out="], "out"),
+        (["train", ""], "argument"),
+    ],
+)
+def test_an_empty_value_is_refused_by_name(here, capsys, arguments, field):
+    assert cli.main(arguments) == 2
+    assert_refused(*capsys.readouterr(), f"etastar: {field}: got ''; must not be empty")
+    assert list(here.iterdir()) == []

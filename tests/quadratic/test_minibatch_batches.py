@@ -275,6 +275,10 @@ def test_stability_of_data():
             problem.stationary(1.001 * border)
     with pytest.raises(UnstableStep, match=r"a stationary state needs 0 < step_size < 2/λ₁ = .*largest stable step is"):
         problem.stationary(9.0)
+    whole = FiniteLeastSquares.of(X, y, rank=1, batch_size=len(X), sampling="distinct")
+    assert whole.kernel(0.01) == 0.0
+    assert whole.largest_stable_step() == pytest.approx(2 / whole.spectrum.eigenvalues[0], rel=1e-9)
+    assert whole.stationary(0.01).bulk.signal.zeroth == 0.0
     exact = FiniteLeastSquares.of(X, X @ np.ones(4), rank=1, batch_size=4)
     assert exact.stationary(0.01).bulk.signal.zeroth == pytest.approx(0.0, abs=1e-25)
     with pytest.raises(InvalidArgument, match=r"^sampling: got 'epochs'; must be .*; epochs can be simulated only"):

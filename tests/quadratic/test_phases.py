@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import etastar
 from etastar import InvalidArgument
-from etastar.quadratic import Noise, Quadratic, Spectrum
+from etastar.quadratic import HeavyBall, Noise, Quadratic, Spectrum
 from oracles import assert_close
 from oracles.curve import Problem
 from oracles.strategies import states
@@ -323,3 +323,12 @@ def test_bad_arguments_are_named():
         with pytest.raises(InvalidArgument, match=f"^{name}: got ") as caught:
             q.phases(**({"gradient": [1.0, 1.0], "step_size": 0.1} | change))
         assert "\n" not in str(caught.value)
+
+
+def test_an_oscillation_that_does_not_die_out_is_not_pursued_for_ever():
+    """Far apart times show it at random: each turn between two of them would cost a bisection."""
+    q = Quadratic(Spectrum.power_law(40, 5), Noise.isotropic(1e-3))
+    phases = q.phases(gradient=q.gradient_at(np.ones(40)), step_size=0.5, optimizer=HeavyBall(1 - 1e-12))
+    assert len([t for t, _ in phases.turns if t < 10_000]) > 1000
+    assert 0 < len([t for t, _ in phases.turns if t > 20_000]) <= 16
+    assert not phases.complete

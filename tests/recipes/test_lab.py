@@ -133,8 +133,8 @@ def test_an_unstable_step_is_told_in_words():
     ("changes", "name"),
     [
         ({"dimension": 10**12}, "dimension"),
-        ({"dimension": 1}, "rank"),
-        ({"dimension": 0}, "rank"),
+        ({"dimension": 1}, "dimension"),
+        ({"dimension": 0}, "dimension"),
         ({"rank": -1}, "rank"),
         ({"rank": 60}, "rank"),
         ({"ratio": 0.0}, "ratio"),
@@ -267,6 +267,26 @@ def test_another_optimizer_runs_on_the_same_question():
     assert averaged.curve.loss[-1] != plain.curve.loss[-1]
 
 
+def test_an_averaged_iterate_is_not_said_to_come_to_rest_at_its_thresholds():
+    answer = ask(question(times=(30_000,), averaging=0.9))
+    assert answer.curve.critical_step_size.value[-1] < 0.9 * answer.curve.step_size
+    assert "equilibrated" not in answer.reading
+    assert "equilibrated" not in str(answer.section())
+    assert "equilibrated" in ask(question(times=(30_000,))).reading
+
+
+def test_many_turns_are_told_by_the_first_and_the_last():
+    """The legend of a picture has no room for all of them."""
+    answer = ask(question(times=(30_000,), optimizer="heavy-ball", step_size=0.01))
+    times = [t for t, _ in answer.phases.turns]
+    assert len(times) > 20
+    marks = answer.section().figures[0].panels[0].marks
+    told = [mark for mark in marks if "turn" in mark.label]
+    assert [(mark.low, mark.high) for mark in told] == [(times[0] + 1, times[-1] + 1)]
+    assert told[0].label.startswith(f"{len(times)} turns")
+    assert len(answer.rows()) <= 18
+
+
 def test_the_expectation_of_the_ratio_stands_beside_the_ratio_of_expectations():
     answer = ask(question(times=(10, 1000), expectation="mean-of-ratio"))
     assert [column.name for column in answer.columns][1:3] == ["θ", "E θ"]
@@ -281,6 +301,10 @@ def test_the_expectation_of_the_ratio_stands_beside_the_ratio_of_expectations():
         ({"momentum": 1.0}, "momentum: got 1.0"),
         ({"averaging": -0.1}, "averaging: got -0.1"),
         ({"averaging": 0.5, "expectation": "mean-of-ratio"}, "expectation: got 'mean-of-ratio'"),
+        (
+            {"dimension": 20_000, "expectation": "mean-of-ratio", "times": (30_000,)},
+            r"expectation: got 'mean-of-ratio'; takes \d,\d{3},000 integrands.*at most 2,000,000: give a few --times",
+        ),
     ],
 )
 def test_optimizer_options_out_of_range_are_named(wrong, message):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 
 from etastar.claims.assumptions import above_floor
 from etastar.claims.border import loss_border, regime_border
@@ -157,23 +158,19 @@ TURN_NOT_BEFORE = Claim(
     expected="holds",
     draw=draw_two_levels_above_floors,
     when=(*_TURNING, _before_the_turn),
-    then=lambda s: _direction(s, rises=False),
+    then=partial(_direction, rises=False),
     enters=("step_size", "time"),
 )
 
 
-TURN_NOT_AFTER = Claim(
+TURN_NOT_AFTER = replace(
+    TURN_NOT_BEFORE,
     name="turning-time-upper",
-    form="own",
     source="two levels, the turning time from above",
     statement="With two levels the alignment has turned by a time that does not depend on the dimension.",
     formula="(R_D − 1)(K/(R_B − 1) + K − 1)(ρ_D/ρ_B)^t ≤ 1 ⇒ θ_{t+1} ≥ θ_t",
-    hypotheses="two levels, η(λ_D+λ_B) < 2, R_D, R_B > 1",
-    expected="holds",
-    draw=draw_two_levels_above_floors,
     when=(*_TURNING, _after_the_turn),
-    then=lambda s: _direction(s, rises=True),
-    enters=("step_size", "time"),
+    then=partial(_direction, rises=True),
 )
 
 

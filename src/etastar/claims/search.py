@@ -8,9 +8,8 @@ claims, where an instance within the error bound counts neither way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from functools import reduce
-from multiprocessing import get_context
 from operator import and_
 
 import numpy as np
@@ -25,6 +24,7 @@ from etastar.claims.number import Bounded, Truth
 from etastar.claims.registry import CLAIMS, chosen
 from etastar.claims.shrink import complexity, shrunk
 from etastar.errors import InvalidArgument
+from etastar.workers import WorkerPool
 
 __all__ = ["audit", "examine"]
 
@@ -75,13 +75,10 @@ def _results(indices: list[int], instances: int, seed: int, workers: int) -> Ite
         for index in indices:
             yield index, _examined(index, instances, seed)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with WorkerPool(workers) as pool:
         waiting = {pool.submit(_examined, index, instances, seed): index for index in indices}
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for future in as_completed(waiting):
+            yield waiting[future], future.result()
 
 
 def _examined(index: int, instances: int, seed: int) -> Verdict:

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from etastar.cli.options import Flag, OptionalPath
+from etastar.cli.options import Flag, OptionalPath, check_seed
+from etastar.errors import InvalidArgument
 from etastar.terminal import console, print_json, print_section, print_table
 
 __all__ = ["diagram", "lab"]
@@ -66,6 +67,7 @@ def lab(
     from etastar.files import output_directory
     from etastar.recipes.lab import LabQuestion, ask, write_answer
 
+    check_seed(seed)
     if out is not None:
         output_directory(out)
     answer = ask(
@@ -99,8 +101,7 @@ def lab(
     screen.print(f"η = {step_size:g}, stable below {answer.stability_limit:.4g}")
     screen.print(f"θ {answer.phases.shape}.\n")
     print_table([column.name for column in answer.columns], answer.rows())
-    screen.print("\nη* is the critical step size of the next step; η/η_D and η/η_B are steps over the loss thresholds,")
-    screen.print("1 where a subspace has equilibrated.")
+    screen.print(f"\n{answer.reading}")
     if not math.isfinite(answer.curve.loss[-1]):
         screen.print("Rows end where the loss leaves the range of float64: the step is unstable.")
     return 0
@@ -172,9 +173,14 @@ def diagram(
     )
     from etastar.recipes.lab import LabQuestion, pose
 
+    check_seed(seed)
     if out is not None:
         output_directory(out)
     if kind == "alignment-ratio":
+        for name, value in {"two_level": two_level, "data": data, "spectrum": spectrum}.items():
+            if value is not None:
+                remedy = "alignment-ratio takes two levels at every ratio; leave it out, or draw another plane"
+                raise InvalidArgument(name, value, remedy)
         found = alignment_ratio(
             AlignmentRatio(dimension, rank or 50, gradient_energy, noise, alignments, ratios, cells)
         )

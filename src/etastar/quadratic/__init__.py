@@ -24,7 +24,7 @@ from etastar.quadratic.paths import Paths
 from etastar.quadratic.phases import Phases
 from etastar.quadratic.problem import Quadratic
 from etastar.quadratic.spectrum import Spectrum
-from etastar.quadratic.step import SimulationState
+from etastar.quadratic.stepping import SimulationState
 
 __all__ = [
     "SGD",

@@ -14,6 +14,7 @@ from etastar.moments import real_array
 __all__ = [
     "design_matrix",
     "finite_number",
+    "read_record",
     "read_times",
     "real_vector",
     "single_step_size",
@@ -67,6 +68,15 @@ def read_times(times: Any, name: str = "times") -> Times:
     if whole.ndim != 1 or whole.size == 0 or whole[0] < 0 or np.any(np.diff(whole) <= 0):
         raise InvalidArgument(name, times, "must be a non-empty, strictly increasing sequence of steps ≥ 0")
     return whole
+
+
+def read_record(steps: Any, record: Any) -> Times:
+    """The times to record in a run of so many steps: all unless given."""
+    last = whole_number("steps", steps, least=0)
+    when = np.arange(last + 1) if record is None else read_times(record, "record")
+    if when[-1] > last:
+        raise InvalidArgument("record", int(when[-1]), f"must not exceed the number of steps, {last}")
+    return when
 
 
 def real_vector(name: str, value: Any) -> Array:

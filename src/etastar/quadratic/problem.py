@@ -32,7 +32,8 @@ from etastar.quadratic.phases import Phases, find_phases
 from etastar.quadratic.sample import sample
 from etastar.quadratic.spectrum import Spectrum
 from etastar.quadratic.stationary import stationary
-from etastar.quadratic.step import StepSize, simulate
+from etastar.quadratic.step import simulate
+from etastar.quadratic.stepping import StepSize
 
 __all__ = ["Quadratic"]
 
@@ -220,34 +221,11 @@ class Quadratic:
             optimizer: What steps, from an empty buffer.
         """
         run = self._run(optimizer, gradient, energy)
+        arguments = (run.state, step_size, steps, record, projection, replicas, seed, keep_gradient, run.update)
         if isinstance(self.noise, MinibatchNoise):
-            return minibatch_runs.simulate(
-                self.modes,
-                self.noise,
-                run.state,
-                step_size,
-                steps,
-                record,
-                projection,
-                replicas,
-                seed,
-                keep_gradient,
-                run.update,
-            )
-        return simulate(
-            run.problem.spectrum,
-            run.problem.additive("simulate"),
-            run.problem.modes,
-            run.state,
-            step_size,
-            steps,
-            record,
-            projection,
-            replicas,
-            seed,
-            keep_gradient,
-            run.update,
-        )
+            return minibatch_runs.simulate(self.modes, self.noise, *arguments)
+        problem = run.problem
+        return simulate(problem.spectrum, problem.additive("simulate"), problem.modes, *arguments)
 
     def stability(self, step_size: Any, *, optimizer: Optimizer = _PLAIN) -> Stability:
         """Mean-square stability at step sizes ``(*batch)`` under mini-batch noise, with the largest stable step."""

@@ -84,7 +84,7 @@ class Spectrum:
     @classmethod
     def two_level(cls, dimension: int, rank: int, dominant: float, bulk: float) -> Spectrum:
         """Two distinct eigenvalues: `dominant` `rank` times, `bulk` for the rest."""
-        size, k = whole_number("dimension", dimension), whole_number("rank", rank)
+        size, k = whole_number("dimension", dimension, least=2), whole_number("rank", rank)
         if not 0 < k < size:
             raise InvalidArgument("rank", rank, f"must be at least 1 and less than the dimension {size}")
         return cls(np.array([dominant, bulk]), k, np.array([k, size - k]))
@@ -92,9 +92,7 @@ class Spectrum:
     @classmethod
     def power_law(cls, dimension: int, rank: int, exponent: float = 1.0, largest: float = 1.0) -> Spectrum:
         """λ_i = largest · i^(−exponent), i = 1 … dimension."""
-        size = whole_number("dimension", dimension)
-        if size < 2:
-            raise InvalidArgument("dimension", dimension, "must be at least 2")
+        size = whole_number("dimension", dimension, least=2)
         scale, power = finite_number("largest", largest, least=0.0), finite_number("exponent", exponent, least=0.0)
         return cls(scale * np.arange(1.0, size + 1) ** -power, rank)
 
@@ -108,7 +106,7 @@ class Spectrum:
             >>> round(Spectrum.paper(ratio=5).ratio, 9)
             5.1
         """
-        size, k = whole_number("dimension", dimension), whole_number("rank", rank)
+        size, k = whole_number("dimension", dimension, least=2), whole_number("rank", rank)
         if not 0 < k < size:
             raise InvalidArgument("rank", rank, f"must be at least 1 and less than the dimension {size}")
         if finite_number("ratio", ratio) + 0.1 <= 1.0:

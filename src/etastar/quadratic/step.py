@@ -6,68 +6,24 @@ One step of every run costs one normal per block and a few passes over it while 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from etastar.criteria import (
-    CriticalStep,
-    LossThresholds,
-    alignment,
-    as_step_size,
-    critical_step_size,
-    loss_thresholds,
-)
-from etastar.errors import InvalidArgument
 from etastar.moments import SplitMoments
-from etastar.quadratic.arguments import read_times, whole_number
 from etastar.quadratic.modes import Modes, State
 from etastar.quadratic.noise import Noise
 from etastar.quadratic.optimizers.observables import Observable, observables, split_of, update_noise
 from etastar.quadratic.optimizers.rules import PLAIN, Update
 from etastar.quadratic.paths import Ensemble, Paths, joint_root, lead_triangle
 from etastar.quadratic.spectrum import Spectrum
+from etastar.quadratic.stepping import Stepper, StepSize
 
-__all__ = ["SimulationState", "StepSize", "simulate"]
+__all__ = ["simulate"]
 
 Array = npt.NDArray[np.float64]
 _CHUNK = 32768  # numbers updated at a time, so that a chunk stays in the cache
-
-
-@dataclass(frozen=True, slots=True)
-class SimulationState:
-    """What a step-size rule sees before a step; arrays have shape ``(replicas, *batch)``.
-
-    Attributes:
-        step: Steps taken so far.
-        split: The moments of the next step, from the gradients as they are.
-        loss: Loss above the minimum, [loss].
-    """
-
-    step: int
-    split: SplitMoments
-    loss: Array
-
-    @property
-    def alignment(self) -> Any:
-        """θ of each run."""
-        return alignment(self.split)
-
-    @property
-    def critical_step_size(self) -> CriticalStep:
-        """η* of each run."""
-        return critical_step_size(self.split)
-
-    @property
-    def loss_thresholds(self) -> LossThresholds:
-        """Loss thresholds of each run."""
-        return loss_thresholds(self.split)
-
-
-StepSize = float | Callable[[SimulationState], Any]
 
 
 def simulate(
@@ -85,27 +41,16 @@ def simulate(
     update: Update = PLAIN,
 ) -> Paths:
     """Step-by-step runs; see `Quadratic.simulate`."""
-    steps = whole_number("steps", steps, least=0)
-    when = np.arange(steps + 1) if record is None else read_times(record, "record")
-    if when[-1] > steps:
-        raise InvalidArgument("record", int(when[-1]), f"must not exceed the number of steps, {steps}")
-    if projection not in (None, "dominant", "bulk"):
-        raise InvalidArgument("projection", projection, 'must be "dominant", "bulk" or None')
     ensemble = Ensemble.of(spectrum, noise, modes, state, replicas, keep_gradient, update)
-    return _Stepper(ensemble, step_size, projection, seed).run(when, keep_gradient)
+    return _Stepper(ensemble, step_size, projection, seed).run(steps, record, keep_gradient)
 
 
-class _Stepper:
-    """The runs in progress: states of all rows, and their weighted sums, updated chunk by chunk."""
+class _Stepper(Stepper):
+    """With additive noise: states of all rows, and their weighted sums, updated chunk by chunk."""
 
     def __init__(self, ensemble: Ensemble, step_size: StepSize, projection: str | None, seed: int) -> None:
+        super().__init__(ensemble, step_size, projection)
         modes = ensemble.modes
-        self.ensemble = ensemble
-        self.step_size = step_size if callable(step_size) else as_step_size(step_size)
-        if isinstance(self.step_size, np.ndarray) and self.step_size.ndim:
-            raise InvalidArgument("step_size", step_size, "must be one number, or a function of the state")
-        self.state = ensemble.states()
-        self.shown = int(np.argmax(ensemble.update.gradient))
         self.several = ensemble.chi_square
         self.shape = np.maximum(modes.multiplicities[self.several] - ensemble.columns, 0) / 2
         self.absent = [(column, ensemble.absent(column)) for column in range(1, ensemble.columns)]
@@ -113,11 +58,6 @@ class _Stepper:
         height = max(part.stop - part.start for part, _ in self.chunks)
         # Once: fresh memory costs as much as the normals.
         self.scratch = np.empty((ensemble.columns, height, modes.eigenvalues.size))
-        moving = np.ones(modes.eigenvalues.size)
-        if projection is not None:
-            dominant = np.arange(moving.size) < modes.cut
-            moving = np.where(dominant == (projection == "dominant"), 1.0, 0.0)
-        self.rate = moving * modes.eigenvalues  # what a unit step moves, per block
         self.root = _root(modes.covariance)
         self.observables = [
             (o, o.weights(modes.eigenvalues)) for o in observables(ensemble.update.gradient, ensemble.update.direction)
@@ -135,44 +75,17 @@ class _Stepper:
             self.sums[0, observable.columns, rows] = (product[:, :cut] @ weights[:cut]).T
             self.sums[1, observable.columns, rows] = (product[:, cut:] @ weights[cut:]).T
 
-    def run(self, when: npt.NDArray[np.int64], keep_gradient: bool) -> Paths:
-        _, _, rows, blocks = self.state.shape
-        sums = np.empty((rows, when.size, 4))
-        taken = np.full((rows, when.size), np.nan)
-        gradient = np.empty((rows, when.size, blocks)) if keep_gradient else None
-        slot = {int(t): i for i, t in enumerate(when)}
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            for step in range(int(when[-1]) + 1):
-                index = slot.get(step)
-                if index is not None:
-                    sums[:, index] = self.sums[:, :2].swapaxes(0, 1).reshape(4, rows).T
-                    if gradient is not None:
-                        gradient[:, index] = self.state[self.shown, 0]
-                if step == when[-1]:
-                    break
-                eta = self._step_size(step)
-                if index is not None:
-                    taken[:, index] = eta
-                self._advance(eta)
-        return self.ensemble.paths(when, sums, taken, gradient)
+    def totals(self) -> Array:
+        """See `Stepper`."""
+        return self.sums[:, :2].swapaxes(0, 1).reshape(4, -1).T
 
-    def _step_size(self, step: int) -> Array:
-        rows = self.state.shape[2]
-        if not callable(self.step_size):
-            return np.broadcast_to(self.step_size, (rows,))
-        shape = (self.ensemble.replicas, *self.ensemble.batch)
+    def moments(self, shape: tuple[int, ...]) -> tuple[SplitMoments, Array]:
+        """See `Stepper`."""
         sums = self.sums.reshape(2, -1, *shape)
-        split = split_of(self.noise, self.ensemble.update, *sums.copy())
-        value = self.step_size(SimulationState(step, split, sums[0, 1] + sums[1, 1]))
-        try:
-            return np.broadcast_to(as_step_size(value), shape).reshape(rows)
-        except InvalidArgument as error:
-            remedy = "must be finite and not negative; handle regimes without a critical step in the rule"
-            raise InvalidArgument(f"step_size at step {step}", error.value, remedy) from None
-        except ValueError:
-            raise InvalidArgument(f"step_size at step {step}", np.shape(value), f"must broadcast to {shape}") from None
+        return split_of(self.noise, self.ensemble.update, *sums.copy()), sums[0, 1] + sums[1, 1]
 
-    def _advance(self, eta: Array) -> None:
+    def advance(self, eta: Array) -> None:
+        """See `Stepper`."""
         several = self.several
         for part, rng in self.chunks:
             state, step = self.state[:, :, part], eta[part, None]

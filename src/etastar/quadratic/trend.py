@@ -32,6 +32,7 @@ _HORIZON = 10**15  # a run longer than this is not looked at
 _CELLS = 100_000_000  # blocks × times that a search may evaluate
 _DENSE = 256  # times at the start that a search looks at one by one
 _DENSEST = 16_384  # the same, where modes oscillate for long
+_LATE = 16  # turns between far apart times that a search pursues: more are an oscillation seen at too few of its times
 
 
 class Trend(ABC):
@@ -99,11 +100,14 @@ class Trend(ABC):
         late = np.geomspace(dense, max(min(longest, _HORIZON), dense + 1.0), count).astype(np.int64)
         grid = np.unique(np.concatenate([np.arange(dense), late]))
         turns: list[Turn] = []
-        previous, before = 0, 0
+        previous, before, late = 0, 0, 0
         for time, sign in zip(grid.tolist(), self.signs(grid), strict=True):
             if sign == 0:
                 continue
             if before == -sign:
+                late += time - previous > 1
+                if late > _LATE:
+                    break
                 at = _bisect(_has_sign(self, sign), previous, time)
                 turns.append((at, "min" if sign > 0 else "max"))
             previous, before = time, sign

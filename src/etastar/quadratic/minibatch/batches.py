@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etastar.errors import InvalidArgument
-from etastar.quadratic.arguments import read_times, single_step_size, whole_number
+from etastar.quadratic.arguments import read_record, single_step_size, whole_number
 from etastar.quadratic.minibatch.finite import batch_of, least_squares_minimum, samples, weights_of
 from etastar.quadratic.minibatch.one_step import blocks_of
 from etastar.quadratic.optimizers.rules import PLAIN, SGD, Optimizer, Preconditioned, Update, update_of
@@ -74,10 +74,7 @@ def simulate_batches(
     draw = _sampler(sampling, len(data), batch_size, whole_number("replicas", replicas, least=1))
     if isinstance(optimizer, Preconditioned):
         raise InvalidArgument("optimizer", "Preconditioned", "scale the columns of X instead")
-    steps = whole_number("steps", steps, least=0)
-    when = np.arange(steps + 1) if record is None else read_times(record, "record")
-    if when[-1] > steps:
-        raise InvalidArgument("record", int(when[-1]), f"must not exceed the number of steps, {steps}")
+    when = read_record(steps, record)
     modes = blocks_of(spectrum)
     lead = np.tile(modes.eigenvalues * offset, (replicas, 1))
     ensemble = Ensemble(modes, lead, replicas, (), modes.variances, PLAIN)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import root_scalar
 from scipy.sparse.linalg import LinearOperator, cg, eigsh
 
 from etastar.errors import InvalidArgument, UnstableStep
@@ -142,17 +143,20 @@ class FiniteLeastSquares:
         eta, size = single_step_size(step_size), self.minimum.size
         if eta * float(self.spectrum.eigenvalues[0]) >= 2:
             return float("inf")
-        start = np.eye(size).ravel()
-        values = eigsh(_Loop(self, self._root(eta)), k=1, which="LA", v0=start, return_eigenvectors=False)
+        loop, start = _Loop(self, self._root(eta)), np.eye(size).ravel()
+        if not np.any(loop.matvec(start)):  # a positive map that vanishes on the identity: no noise feeds itself
+            return 0.0
+        values = eigsh(loop, k=1, which="LA", v0=start, return_eigenvectors=False)
         return max(0.0, float(values[0]))
 
     def largest_stable_step(self) -> float:
         """The root of K(η) = 1, to 1e-10: smaller steps are stable in mean square."""
-        low, high = 0.0, 2.0 / float(self.spectrum.eigenvalues[0])
-        while high - low > 1e-10 * high:
-            middle = 0.5 * (low + high)
-            low, high = (middle, high) if self.kernel(middle) < 1 else (low, middle)
-        return low
+        longest = 2.0 / float(self.spectrum.eigenvalues[0])
+
+        def excess(step: float) -> float:
+            return min(self.kernel(step), 2.0) - 1.0 if step < longest else 1.0  # K jumps there without noise
+
+        return float(root_scalar(excess, bracket=(1e-12 * longest, longest), xtol=1e-12 * longest, rtol=1e-10).root)
 
     def _root(self, eta: float) -> Array:
         """η/√(1 − (1 − ηλ_i)(1 − ηλ_j)), which makes the loop symmetric; zero where nothing moves, ``(d, d)``."""

@@ -13,15 +13,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from etastar.criteria import as_step_size
 from etastar.errors import InvalidArgument
-from etastar.quadratic.arguments import read_times, whole_number
+from etastar.moments import SplitMoments
+from etastar.quadratic.arguments import whole_number
 from etastar.quadratic.minibatch.noise import MinibatchNoise
 from etastar.quadratic.modes import Modes, State
 from etastar.quadratic.optimizers.observables import split_of_blocks
 from etastar.quadratic.optimizers.rules import PLAIN, Update
 from etastar.quadratic.paths import Ensemble, Paths, lead_triangle
-from etastar.quadratic.step import SimulationState, StepSize
+from etastar.quadratic.stepping import Stepper, StepSize
 
 __all__ = ["simulate"]
 
@@ -47,16 +47,8 @@ def simulate(
         InvalidArgument: A bad argument, or an averaged iterate.
     """
     noise.check(modes.eigenvalues, update.averaging)
-    steps = whole_number("steps", steps, least=0)
-    when = np.arange(steps + 1) if record is None else read_times(record, "record")
-    if when[-1] > steps:
-        raise InvalidArgument("record", int(when[-1]), f"must not exceed the number of steps, {steps}")
-    if projection not in (None, "dominant", "bulk"):
-        raise InvalidArgument("projection", projection, 'must be "dominant", "bulk" or None')
-    if not callable(step_size) and as_step_size(step_size).ndim:
-        raise InvalidArgument("step_size", step_size, "must be one number, or a function of the state")
     ensemble = _layout(modes, state, replicas, keep_gradient, update)
-    return _Runs(ensemble, noise, step_size, projection, seed).record(when, keep_gradient)
+    return _Runs(ensemble, noise, step_size, projection, seed).run(steps, record, keep_gradient)
 
 
 def _layout(modes: Modes, state: State, replicas: int, by_mode: bool, update: Update) -> Ensemble:
@@ -74,68 +66,34 @@ def _layout(modes: Modes, state: State, replicas: int, by_mode: bool, update: Up
     return Ensemble(modes, start, replicas, state.batch, np.zeros(flat.shape[-1]), update)
 
 
-class _Runs:
-    """The runs in progress: leads of gradient and buffer, ``(size, columns, rows, blocks)``."""
+class _Runs(Stepper):
+    """With the noise of mini-batches: leads of gradient and buffer."""
 
     def __init__(
-        self, ensemble: Ensemble, noise: MinibatchNoise, step_size: Any, projection: str | None, seed: int
+        self, ensemble: Ensemble, noise: MinibatchNoise, step_size: StepSize, projection: str | None, seed: int
     ) -> None:
-        modes = ensemble.modes
-        self.ensemble, self.noise, self.step_size = ensemble, noise, step_size
-        self.state = ensemble.states()
+        super().__init__(ensemble, step_size, projection)
+        self.noise, self.root = noise, np.sqrt(ensemble.modes.eigenvalues)
         self.rng = np.random.Generator(np.random.SFC64(whole_number("seed", seed, least=0)))
-        dominant = np.arange(modes.eigenvalues.size) < modes.cut
-        moving = np.ones(dominant.size) if projection is None else dominant == (projection == "dominant")
-        self.rate = modes.eigenvalues * moving
-        self.root = np.sqrt(modes.eigenvalues)
         self.inverse = np.divide(1.0, self.root, out=np.zeros_like(self.root), where=self.root > 0)
 
-    def record(self, when: npt.NDArray[np.int64], keep_gradient: bool) -> Paths:
-        rows, blocks = self.ensemble.start.shape
-        sums, taken = np.empty((rows, when.size, 4)), np.full((rows, when.size), np.nan)
-        gradient = np.empty((rows, when.size, blocks)) if keep_gradient else None
-        slot = {int(t): i for i, t in enumerate(when)}
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            for step in range(int(when[-1]) + 1):
-                index = slot.get(step)
-                if index is not None:
-                    sums[:, index] = self._sums()
-                    if gradient is not None:
-                        gradient[:, index] = self.state[0, 0]
-                if step == when[-1]:
-                    break
-                eta = self._step_size(step)
-                if index is not None:
-                    taken[:, index] = eta
-                self._advance(eta)
-        return self.ensemble.paths(when, sums, taken, gradient)
-
-    def _sums(self) -> Array:
-        """Energies, then losses, of both subspaces, ``(rows, 4)``."""
+    def totals(self) -> Array:
+        """See `Stepper`."""
         modes = self.ensemble.modes
         energy = _inner(self.state[0], self.state[0])
         return np.stack([*modes.total(energy), *modes.total(energy * modes.loss_weights)], axis=-1)
 
-    def _step_size(self, step: int) -> Array:
-        rows, shape = len(self.ensemble.start), (self.ensemble.replicas, *self.ensemble.batch)
-        if not callable(self.step_size):
-            return np.full(rows, float(self.step_size))
+    def moments(self, shape: tuple[int, ...]) -> tuple[SplitMoments, Array]:
+        """See `Stepper`."""
         modes, update = self.ensemble.modes, self.ensemble.update
         g, h = (np.tensordot(row, self.state, 1) for row in (update.gradient, _direction(update)))
         gg, gh, hh = (_inner(a, b).reshape(*shape, -1) for a, b in ((g, g), (g, h), (h, h)))
         variances = self.noise.variances_at(modes.eigenvalues, modes.multiplicities, gg)
         split = split_of_blocks(replace(modes, variances=variances), update, gg, gh, hh)
-        value: Any = self.step_size(SimulationState(step, split, gg @ modes.loss_weights))
-        try:
-            return np.broadcast_to(as_step_size(value), shape).reshape(rows)
-        except InvalidArgument as error:
-            remedy = "must be finite and not negative; handle regimes without a critical step in the rule"
-            raise InvalidArgument(f"step_size at step {step}", error.value, remedy) from None
-        except ValueError:
-            given = np.asarray(value).shape
-            raise InvalidArgument(f"step_size at step {step}", given, f"must broadcast to {shape}") from None
+        return split, gg @ modes.loss_weights
 
-    def _advance(self, eta: Array) -> None:
+    def advance(self, eta: Array) -> None:
+        """See `Stepper`."""
         ensemble, rng, b = self.ensemble, self.rng, self.noise.batch_size
         update, counts, (size, columns, rows, blocks) = ensemble.update, ensemble.modes.multiplicities, self.state.shape
         q = self.state[0] * self.inverse

@@ -77,9 +77,11 @@ class AlignmentRatio:
             raise InvalidArgument(
                 "noise", self.noise, f"its energy over ‖g‖² must be within {1 / _RANGE:g} … {_RANGE:g}"
             )
-        low, high = read_limits("alignments", self.alignments, 0.0, 1.0 + np.finfo(float).eps)
+        low, high = read_limits("alignments", self.alignments, "within 0 … 1", 0.0, 1.0 + np.finfo(float).eps)
         object.__setattr__(self, "alignments", (low, high))
-        object.__setattr__(self, "ratios", read_limits("ratios", self.ratios, 1.0, _RANGE))
+        object.__setattr__(
+            self, "ratios", read_limits("ratios", self.ratios, f"from 1 on, below {_RANGE:g}", 1.0, _RANGE)
+        )
         object.__setattr__(self, "cells", read_cells(self.cells))
 
     @property

@@ -224,16 +224,15 @@ def read_cells(cells: Any) -> tuple[int, int]:
     return columns, rows
 
 
-def read_limits(name: str, limits: Any, least: float, below: float = np.inf) -> tuple[float, float]:
-    """Two rising, finite numbers, the first at least `least` and the last less than `below`."""
+def read_limits(name: str, limits: Any, where: str, least: float, below: float = np.inf) -> tuple[float, float]:
+    """Two rising, finite numbers, the first at least `least` and the last less than `below`: `where`, in words."""
     try:
         low, high = limits
     except (TypeError, ValueError):
         raise InvalidArgument(name, limits, "must be two numbers, from and to") from None
     low, high = (finite_number(name, value) for value in (low, high))
     if not (least <= low < high < below):
-        end = "" if below == np.inf else f", below {below:g}"
-        raise InvalidArgument(name, (low, high), f"must rise, from at least {least:g}{end}")
+        raise InvalidArgument(name, (low, high), f"must rise, {where}")
     return low, high
 
 

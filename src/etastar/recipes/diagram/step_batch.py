@@ -99,8 +99,8 @@ class StepBatch:
             limit = 2.0 / float(self.problem.spectrum.eigenvalues[0])
             object.__setattr__(self, "step_sizes", (0.01 * limit, 1.5 * limit))
         tiny = np.finfo(float).tiny
-        object.__setattr__(self, "step_sizes", read_limits("step_sizes", self.step_sizes, tiny))
-        object.__setattr__(self, "batch_sizes", read_limits("batch_sizes", self.batch_sizes, tiny))
+        object.__setattr__(self, "step_sizes", read_limits("step_sizes", self.step_sizes, "above 0", tiny))
+        object.__setattr__(self, "batch_sizes", read_limits("batch_sizes", self.batch_sizes, "above 0", tiny))
         object.__setattr__(self, "cells", read_cells(self.cells))
         if set(self.start) not in ({"gradient"}, {"energy"}):
             raise InvalidArgument("start", list(self.start), 'must be {"gradient": …} or {"energy": …}')
@@ -137,7 +137,7 @@ def _read_warm_up(value: Any) -> tuple[float, int]:
 def step_batch(question: StepBatch, tile: int = 65_536) -> Diagram:
     """The diagram; `tile` cells are held at a time."""
     columns, rows = question.cells
-    limits = read_limits("step_sizes", question.step_sizes, np.finfo(float).tiny)
+    limits = read_limits("step_sizes", question.step_sizes, "above 0", np.finfo(float).tiny)
     x = axis("step_size", "step size η [parameter²/loss]", "log", limits, columns)
     y = axis("batch_size", "batch size b [samples]", "log", question.batch_sizes, rows)
     column = _columns(question, x.centres)

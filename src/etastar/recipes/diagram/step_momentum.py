@@ -64,8 +64,8 @@ class StepMomentum:
             raise InvalidArgument("eigenvalues", lowest, "must not be negative: nothing comes to rest there")
         if self.step_sizes is None:
             object.__setattr__(self, "step_sizes", (0.0, 4.0 / float(spectrum.eigenvalues[0])))
-        object.__setattr__(self, "step_sizes", read_limits("step_sizes", self.step_sizes, 0.0))
-        object.__setattr__(self, "momenta", read_limits("momenta", self.momenta, 0.0, 1.0))
+        object.__setattr__(self, "step_sizes", read_limits("step_sizes", self.step_sizes, "from 0 on", 0.0))
+        object.__setattr__(self, "momenta", read_limits("momenta", self.momenta, "from 0 on, below 1", 0.0, 1.0))
         object.__setattr__(self, "cells", read_cells(self.cells))
         columns, rows = self.cells
         if columns * rows * spectrum.eigenvalues.size > _MOST_WORK:
@@ -76,7 +76,7 @@ class StepMomentum:
 def step_momentum(question: StepMomentum, tile: int = 50_000) -> Diagram:
     """The diagram; about `tile` numbers, cells times blocks, are held at a time."""
     columns, rows = question.cells
-    limits = read_limits("step_sizes", question.step_sizes, 0.0)
+    limits = read_limits("step_sizes", question.step_sizes, "from 0 on", 0.0)
     x = axis("step_size", "step size η [parameter²/loss]", "linear", limits, columns)
     y = axis("momentum", "momentum β", "linear", question.momenta, rows)
     alignment, loss = np.empty(rows * columns), np.empty(rows * columns)

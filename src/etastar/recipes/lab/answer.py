@@ -31,6 +31,8 @@ from etastar.report import (
 __all__ = ["COLUMNS", "LabAnswer", "ask", "write_answer"]
 
 Array = npt.NDArray[np.float64]
+_MOST_INTEGRALS = 2_000_000  # blocks times times, each at a thousand nodes: half a minute
+_FEW = 4  # more turns than these are told by the first and the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class LabAnswer:
         ratio: λ_k/λ_{k+1}.
         stability_limit: The largest stable step: 2/λ₁ for SGD.
         mean_of_ratio: E θ_t at the times of the curve, where asked for; `curve` has the ratio of expected energies.
+        averaged: Whether the curve is that of an averaged iterate.
     """
 
     title: str
@@ -56,6 +59,20 @@ class LabAnswer:
     ratio: float
     stability_limit: float
     mean_of_ratio: Array | None = None
+    averaged: bool = False
+
+    @property
+    def reading(self) -> str:
+        """What the thresholds beside the curve are."""
+        if self.averaged:
+            return (
+                "η*, η_D and η_B are those of a step of plain SGD from the averaged iterate, which takes no steps "
+                "of its own: at rest they are not η."
+            )
+        return (
+            "η* is the critical step size of the next step; η/η_D and η/η_B are the step over the loss thresholds, "
+            "1 where a subspace has equilibrated."
+        )
 
     @property
     def columns(self) -> list[Column]:
@@ -64,10 +81,10 @@ class LabAnswer:
         return [*COLUMNS[:2], *mean, *COLUMNS[2:]]
 
     def rows(self, most: int = 16) -> list[list[str]]:
-        """Formatted rows of the curve, thinned to `most`."""
+        """Formatted rows of the curve, thinned to `most`, with its turns if they are few."""
         curve, step, bounds = self.curve, self.curve.critical_step_size, self.curve.loss_thresholds
         last = curve.times.size - 1
-        turns = np.flatnonzero(np.isin(curve.times, [t for t, _ in self.phases.turns]))
+        turns = np.flatnonzero(np.isin(curve.times, self._told_turns))
         with np.errstate(divide="ignore", invalid="ignore"):  # a threshold may be zero, or none
             over_dominant, over_bulk = curve.step_size / bounds.dominant, curve.step_size / bounds.bulk
         picked = np.union1d(np.linspace(0, last, min(most, last + 1)).round().astype(int), turns)
@@ -85,6 +102,12 @@ class LabAnswer:
             ]
             for i in picked.tolist()
         ]
+
+    @property
+    def _told_turns(self) -> list[int]:
+        """Times of all turns where they are few, of the first and the last where they are many."""
+        turns = [t for t, _ in self.phases.turns]
+        return turns if len(turns) <= _FEW else [turns[0], turns[-1]]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; null where a number does not exist."""
@@ -123,8 +146,7 @@ class LabAnswer:
         """The answer as a section of a report."""
         curve, phases = self.curve, self.phases
         x = curve.times + 1
-        turns = [Reference(t + 1, "x", f"turn at t = {t:,}") for t, _ in phases.turns]
-        theta = [Line(x, curve.alignment, "exact θ", COLOURS["exact"], 2.2), *turns]
+        theta = [Line(x, curve.alignment, "exact θ", COLOURS["exact"], 2.2), *self._turn_marks()]
         if self.mean_of_ratio is not None:
             theta.insert(1, Line(x, self.mean_of_ratio, "E θ, mean of the ratio", COLOURS["sampled"], 1.6, "dash"))
         if np.isfinite(phases.alignment_limit):
@@ -132,7 +154,7 @@ class LabAnswer:
         ratio = [
             Line(x, np.asarray(curve.critical_step_size.value) / curve.step_size, "η*ₜ/η", COLOURS["critical"], 2.2),
             Reference(1.0, "y", "η"),
-            *_regime_stripes(curve),
+            *_regime_stripes(curve, "a plain step from x̄ raises θ" if self.averaged else "θ rises"),
         ]
         panels = [
             Panel("step t + 1", "alignment θ", list(theta), "Alignment", x_scale="log", y_range=(-0.02, 1.02)),
@@ -150,10 +172,17 @@ class LabAnswer:
             "lab",
             self.title,
             f"The [[alignment]] {phases.shape}.",
+            self.reading,
             figures=[Figure("lab", "Closed form of the expected run.", panels)],
             tables=[Table(self.columns, self.rows(40))],
             data=self.to_json(),
         )
+
+    def _turn_marks(self) -> list[Reference | Shade]:
+        told, count = self._told_turns, len(self.phases.turns)
+        if count > _FEW:
+            return [Shade(told[0] + 1, told[1] + 1, f"{count} turns, t = {told[0]:,} … {told[1]:,}")]
+        return [Reference(t + 1, "x", f"turn at t = {t:,}") for t in told]
 
 
 COLUMNS = [
@@ -161,7 +190,7 @@ COLUMNS = [
     Column("θ", "alignment of expected energies"),
     Column("η*", "critical step size of the next step; – where the regime has none"),
     Column("regime", "how θ responds to the step size", numeric=False),
-    Column("η/η_D", "step over the dominant loss threshold; 1 means equilibrated"),
+    Column("η/η_D", "step over the dominant loss threshold"),
     Column("η/η_B", "step over the bulk loss threshold"),
     Column("loss", "expected loss above the minimum"),
 ]
@@ -184,13 +213,14 @@ def ask(question: LabQuestion) -> LabAnswer:
     curve = problem.expected(**posed.start, step_size=step_size, times=times, optimizer=posed.optimizer)
     mean = None
     if question.expectation == "mean-of-ratio":
-        if question.optimizer != "sgd" or question.averaging:
-            raise InvalidArgument(
-                "expectation", question.expectation, "is known for plain SGD; leave the optimizer out"
-            )
+        count = spectrum.eigenvalues.size * times.size
+        if count > _MOST_INTEGRALS:
+            many = f"takes {count:,} integrands, one for each eigenvalue and time; at most {_MOST_INTEGRALS:,}"
+            raise InvalidArgument("expectation", question.expectation, f"{many}: give a few --times")
         mean = expected_alignment(problem, **posed.start, step_size=step_size, times=times)
     limit = stable_below(question.optimizer, question.momentum, float(spectrum.eigenvalues[0]))
-    return LabAnswer(posed.title, curve, phases, spectrum.dimension, spectrum.rank, spectrum.ratio, limit, mean)
+    size, k, averaged = spectrum.dimension, spectrum.rank, question.averaging > 0
+    return LabAnswer(posed.title, curve, phases, size, k, spectrum.ratio, limit, mean, averaged)
 
 
 def write_answer(answer: LabAnswer, out: str | Path) -> list[Path]:
@@ -207,14 +237,14 @@ def write_answer(answer: LabAnswer, out: str | Path) -> list[Path]:
     )
 
 
-def _regime_stripes(curve: Curve) -> list[Shade]:
+def _regime_stripes(curve: Curve, label: str) -> list[Shade]:
     """Shade the times at which the next step raises the alignment."""
     change = np.asarray(etastar.alignment_change(curve.split, curve.step_size))
     rising = np.concatenate([[False], change > 0, [False]])
     starts, ends = np.flatnonzero(~rising[:-1] & rising[1:]), np.flatnonzero(rising[:-1] & ~rising[1:])
     x = curve.times + 1
     return [
-        Shade(float(x[a]), float(x[min(b, x.size - 1)]), "θ rises" if i == 0 else "")
+        Shade(float(x[a]), float(x[min(b, x.size - 1)]), label if i == 0 else "")
         for i, (a, b) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True))
     ]
 

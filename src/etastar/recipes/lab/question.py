@@ -80,6 +80,8 @@ def _optimizer(question: LabQuestion) -> Optimizer:
     for name, value in (("momentum", question.momentum), ("averaging", question.averaging)):
         if not 0 <= value < 1:
             raise InvalidArgument(name, value, "must be at least 0 and below 1")
+    if question.expectation == "mean-of-ratio" and (question.optimizer != "sgd" or question.averaging):
+        raise InvalidArgument("expectation", question.expectation, "is known for plain SGD; leave the optimizer out")
     inner: Any = {"sgd": SGD, "heavy-ball": HeavyBall, "nesterov": Nesterov}[question.optimizer]
     plain = inner() if question.optimizer == "sgd" else inner(question.momentum)
     return Averaged(question.averaging, plain) if question.averaging else plain
