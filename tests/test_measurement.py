@@ -196,3 +196,48 @@ def test_rolling_windows_end_at_each_measurement():
     assert [row.step for row in windows] == [2, 3, 4]
     assert windows[1].alignment.value == History(seen[:4]).window(3).alignment.value
     assert len(History(seen[:2]).rolling(3)) == 0
+
+
+def test_a_limit_is_named_only_where_its_interval_leaves_one():
+    def verdict(*slopes):
+        return Measurement(0, 1.0, SplitMoments.stack([moments(noise=(0.5, q, 8.0)) for q in slopes]), 8).verdict
+
+    assert "dominant: is raised by this step, limited by curvature" in verdict(1.9, 2.0, 2.1)
+    assert "dominant: is raised by this step, limited by noise" in verdict(9.0, 9.1, 9.2)
+    alike = "dominant: is raised by this step, what limits it unresolved between noise and curvature"
+    assert alike in verdict(3.0, 4.0, 5.0)
+
+
+def test_an_alignment_outside_its_range_is_unresolved_and_no_interval_leaves_it():
+    outside = Measurement(0, 0.1, SplitMoments.stack([moments(dominant=(m, 4.0, 16.0)) for m in (-1.0, 0.5, -0.2)]))
+    assert not outside.alignment.resolved
+    assert math.isnan(outside.alignment.value)
+    near = Measurement(0, 0.1, SplitMoments.stack([moments(dominant=(m, 4.0, 16.0)) for m in (-1.0, 0.9, 0.3)]))
+    assert near.alignment.resolved
+    assert near.alignment.low == 0.0
+
+
+def test_what_the_basis_leaves_open_is_part_of_the_intervals():
+    errors = {"alignment_error": 0.01, "threshold_dominant_error": 0.1, "threshold_bulk_error": 0.2}
+    plain, widened = (Measurement(0, 0.1, moments(), 8, certificate=certificate) for certificate in ({}, errors))
+    assert widened.alignment.low == pytest.approx(0.24)
+    assert widened.alignment.high == pytest.approx(0.26)
+    for name, half in (("dominant", 0.1), ("bulk", 0.2), ("full", 0.0)):
+        before, after = (getattr(row.loss_thresholds, name) for row in (plain, widened))
+        assert (after.low, after.high) == pytest.approx(((1 - half) * before.value, (1 + half) * before.value))
+    columns = History([widened]).columns()
+    assert columns["threshold_bulk_high"] == pytest.approx(1.2 * columns["threshold_bulk"])
+    assert columns["step_over_bulk_low"] == pytest.approx(0.8 * columns["step_over_bulk"])
+    assert columns["chi_high"] == pytest.approx(math.sqrt(0.26))
+    assert History([widened, widened]).window(2).certificate == pytest.approx(errors)
+    unbound = Measurement(0, 0.1, moments(), 8, certificate={"alignment_error": 1e3, "threshold_bulk_error": 1e3})
+    assert not unbound.alignment.resolved
+    assert "bulk: no threshold resolved" in unbound.verdict
+
+
+def test_a_threshold_far_beyond_stability_is_marked():
+    certificate = {"smallest_dominant_eigenvalue": 4.0, "gap": 2.0}
+    row = Measurement(0, 0.1, moments(bulk=(9.0, 1.0, 1.0)), 8, certificate=certificate)
+    assert row.bulk_stability_limit == 1.0
+    assert "of its loss threshold, extrapolated beyond 2/λ_{k+1} = 1)" in row.verdict
+    assert "extrapolated" not in Measurement(0, 0.1, moments(bulk=(0.1, 1.0, 1.0)), 8, certificate=certificate).verdict

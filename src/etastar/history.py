@@ -25,6 +25,16 @@ __all__ = ["History", "HistoryFile", "Measurement"]
 
 _SCHEMA = "etastar.history"
 _VERSION = 1
+# Of a window's certificates. Medians: in single states they may be without bound.
+_AVERAGES = {
+    "third_derivative_shift": np.median,
+    "alignment_error": np.median,
+    "threshold_dominant_error": np.median,
+    "threshold_bulk_error": np.median,
+    "largest_eigenvalue": np.mean,
+    "smallest_dominant_eigenvalue": np.mean,
+    "gap": np.mean,
+}
 
 
 class History:
@@ -64,7 +74,8 @@ class History:
             raise InvalidArgument("count", count, f"must be between 2 and the {len(self)} measurements there are")
         rows = self._measurements[-count:]
         means = [row.moments if row.moments.shape == () else row.moments.mean(0) for row in rows]
-        shifts = [float(row.certificate[key]) for row in rows if (key := "third_derivative_shift") in row.certificate]
+        seen = {name: [float(row.certificate[name]) for row in rows if name in row.certificate] for name in _AVERAGES}
+        certificate = {name: float(_AVERAGES[name](values)) for name, values in seen.items() if values}
         known = [row.recoverable for row in rows if row.recoverable is not None]
         return Measurement(
             step=rows[-1].step,
@@ -72,7 +83,7 @@ class History:
             moments=SplitMoments.stack(means),
             batch_size=rows[-1].batch_size,
             recoverable=np.array([float(np.mean(value)) for value in known]) if len(known) == count else None,
-            certificate={"third_derivative_shift": float(np.median(shifts))} if shifts else {},
+            certificate=certificate,
             provenance={**rows[-1].provenance, "window": count},
         )
 

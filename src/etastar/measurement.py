@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
 
@@ -87,8 +87,17 @@ class Measurement:
 
     @property
     def alignment(self) -> Estimate:
-        """θ."""
-        return self.estimate(alignment)
+        """θ, its interval within [0, 1]; unresolved where a de-biased estimate of it lies outside.
+
+        Where the certificate tells of it, the interval includes what the error of the basis leaves open.
+        """
+        found = self.estimate(alignment)
+        error = self._basis_error("alignment_error")
+        low, high = found.low - error, found.high + error
+        if not (found.resolved and 0 <= found.value <= 1 and error < 1):
+            nan = float("nan")
+            return Estimate(nan, nan, found.bias, nan, nan, found.level, False)
+        return replace(found, low=max(low, 0.0), high=min(high, 1.0))
 
     @property
     def critical_step_size(self) -> Estimate:
@@ -99,7 +108,7 @@ class Measurement:
 
     @property
     def loss_thresholds(self) -> ThresholdEstimates:
-        """η_D, η_B and η_full."""
+        """η_D, η_B and η_full; intervals of the first two include the error of the basis, as that of θ does."""
 
         def all_three(split: SplitMoments) -> Array:
             bounds = loss_thresholds(split)
@@ -107,12 +116,13 @@ class Measurement:
 
         found = self.estimate(all_three)
 
-        def one(k: int) -> Estimate:
+        def one(k: int, basis: str = "") -> Estimate:
             numbers = (found.value, found.standard_error, found.bias, found.low, found.high)
             value, error, bias, low, high = (number[k] for number in numbers)
-            return Estimate(value, error, bias, low, high, found.level, found.resolved[k])
+            more = self._basis_error(basis) * abs(value)
+            return Estimate(value, error, bias, low - more, high + more, found.level, found.resolved[k])
 
-        return ThresholdEstimates(one(0), one(1), one(2))
+        return ThresholdEstimates(one(0, "threshold_dominant_error"), one(1, "threshold_bulk_error"), one(2))
 
     @property
     def recoverable_loss(self) -> Estimate | None:
@@ -123,8 +133,8 @@ class Measurement:
 
     @property
     def regime(self) -> Regime:
-        """The regime at the mean moments."""
-        return critical_step_size(self._mean).regime
+        """The regime at the mean moments; UNDEFINED where there is no curvature."""
+        return Regime.UNDEFINED if self._flat else critical_step_size(self._mean).regime
 
     @property
     def step_budget(self) -> StepBudget:
@@ -139,22 +149,42 @@ class Measurement:
     @property
     def verdict(self) -> str:
         """Which subspace still descends, which has equilibrated, and what limits it, in words."""
-        budget, bounds, eta = self.step_budget, loss_thresholds(self._mean), self.step_size
+        if self._flat:
+            return "no curvature: the Hessian is zero here, and no subspace is dominant"
+        bounds, eta = loss_thresholds(self._mean), self.step_size
         thresholds = self.loss_thresholds
         dominant = thresholds.dominant if bounds.dominant_outcome is Outcome.BELOW else None
         bulk = thresholds.bulk if bounds.bulk_outcome is Outcome.BELOW else None
         return "; ".join(
             [
-                _subspace_verdict("dominant", eta, dominant, budget.dominant.noise_share),
-                _subspace_verdict("bulk", eta, bulk, budget.bulk.noise_share),
+                _subspace_verdict("dominant", eta, dominant, self.noise_share("dominant")),
+                _subspace_verdict("bulk", eta, bulk, self.noise_share("bulk"), self.bulk_stability_limit),
             ]
         )
+
+    @property
+    def bulk_stability_limit(self) -> float:
+        """2/λ_{k+1}, beyond which η_B is extrapolated [parameter²/loss]; NaN where the certificate tells of none."""
+        last, gap = (float(self.certificate.get(name, math.nan)) for name in ("smallest_dominant_eigenvalue", "gap"))
+        return 2.0 / (last - gap) if last > gap else math.nan
+
+    def noise_share(self, part: str) -> Estimate:
+        """q₁/(m₁ + q₁) of the "dominant" subspace, the "bulk" or the "full" step: 1 where noise limits, 0 curvature."""
+        size = self.batch_size or 1  # shares do not depend on it
+        return self.estimate(lambda split: getattr(step_budget(split, self.step_size, size), part).noise_share)
 
     def estimate(self, criterion: Callable[[SplitMoments], Any], level: float = 0.9) -> Estimate:
         """Any criterion of these moments, with its interval where there are replicates."""
         if self.moments.shape == ():
             return exactly(criterion(self.moments), level)
         return jackknife(criterion, self.moments, level=level)
+
+    def _basis_error(self, name: str) -> float:
+        return float(self.certificate.get(name, 0.0))
+
+    @property
+    def _flat(self) -> bool:
+        return self.certificate.get("outcome") == "FLAT"
 
     @property
     def _mean(self) -> SplitMoments:
@@ -184,20 +214,25 @@ def _plain(name: str, given: Mapping[str, Any]) -> dict[str, Plain]:
     return plain
 
 
-def _subspace_verdict(name: str, step_size: float, threshold: Estimate | None, noise_share: Any) -> str:
+def _subspace_verdict(
+    name: str, step_size: float, threshold: Estimate | None, noise_share: Estimate, stable: float = math.nan
+) -> str:
     if threshold is None or not threshold.resolved or (threshold.low <= 0 < threshold.high):
         return f"{name}: no threshold resolved"
     ratio, low, high = (step_size / x if x else math.inf for x in (threshold.value, threshold.high, threshold.low))
-    limit = "noise" if float(noise_share) > 0.5 else "curvature"
+    limit = "limited by " + ("noise" if noise_share.low > 0.5 else "curvature")
+    if not (noise_share.low > 0.5 or noise_share.high < 0.5):
+        limit = "what limits it unresolved between noise and curvature"
     if high < _EQUILIBRATED[0]:
         word = "still descends"
     elif low > _EQUILIBRATED[1]:
-        word = f"is raised by this step, limited by {limit}"
+        word = f"is raised by this step, {limit}"
     elif _EQUILIBRATED[0] <= low and high <= _EQUILIBRATED[1]:
-        word = f"has equilibrated, limited by {limit}"
+        word = f"has equilibrated, {limit}"
     else:
         word = "unresolved between descending and equilibrated"
-    return f"{name}: {word} (step is {ratio:.3g} of its loss threshold)"
+    far = f", extrapolated beyond 2/λ_{{k+1}} = {stable:.3g}" if threshold.value > stable else ""
+    return f"{name}: {word} (step is {ratio:.3g} of its loss threshold{far})"
 
 
 def encode(measurement: Measurement) -> str:

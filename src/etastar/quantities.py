@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from etastar.budget import step_budget
-from etastar.criteria import chi, loss_thresholds, neutrality
+from etastar.criteria import Regime, loss_thresholds, neutrality
 from etastar.measurement import Measurement
 from etastar.uncertainty import Estimate, exactly
 
@@ -31,15 +31,25 @@ def _stability_limit(row: Measurement) -> float:
 
 
 def _threshold(name: str) -> Callable[[Measurement], Estimate]:
-    return lambda row: row.estimate(lambda split: getattr(loss_thresholds(split), name))
+    return lambda row: getattr(row.loss_thresholds, name)
 
 
 def _over_threshold(name: str) -> Callable[[Measurement], Estimate]:
     def ratio(row: Measurement) -> Estimate:
         with np.errstate(divide="ignore"):
-            return row.estimate(lambda split: np.divide(row.step_size, getattr(loss_thresholds(split), name)))
+            found = row.estimate(lambda split: np.divide(row.step_size, getattr(loss_thresholds(split), name)))
+        more = abs(found.value) * float(row.certificate.get(f"threshold_{name}_error", 0.0))
+        return replace(found, low=found.low - more, high=found.high + more)
 
     return ratio
+
+
+def _chi(row: Measurement) -> Estimate:
+    """The interval of θ, rooted."""
+    theta = row.alignment
+    value, low, high = (float(np.sqrt(end)) for end in (theta.value, theta.low, theta.high))
+    error = theta.standard_error / (2.0 * value) if value else theta.standard_error
+    return Estimate(value, error, float("nan"), low, high, theta.level, theta.resolved)
 
 
 def _over_critical(row: Measurement) -> Estimate:
@@ -53,15 +63,13 @@ def _over_critical(row: Measurement) -> Estimate:
 
 
 def _noise_share(name: str) -> Callable[[Measurement], Estimate]:
-    def share(row: Measurement) -> Estimate:
-        size = row.batch_size or 1  # shares do not depend on it
-        return row.estimate(lambda split: getattr(step_budget(split, row.step_size, size), name).noise_share)
-
-    return share
+    return lambda row: row.noise_share(name)
 
 
 def _regime_resolved(row: Measurement) -> bool:
-    """Whether the signs of N and M, which make the regime, lie outside their intervals."""
+    """Whether the signs of N and M, which make the regime, are exact or lie outside their intervals."""
+    if row.moments.shape == () or row.regime is Regime.UNDEFINED:
+        return row.regime is not Regime.UNDEFINED
     signs = [row.estimate(lambda split, which=which: neutrality(split)[which]) for which in (0, 1)]
     return all(bool(sign.low > 0 or sign.high < 0) for sign in signs)
 
@@ -71,6 +79,10 @@ NUMBERS: Mapping[str, tuple[str, Callable[[Measurement], Any]]] = {
     "step_size": (f"η in use {_UNIT}", lambda row: row.step_size),
     "largest_eigenvalue": ("λ₁ of the Hessian [loss/parameter²]", _certified("largest_eigenvalue")),
     "stability_limit": (f"2/λ₁ {_UNIT}", _stability_limit),
+    "bulk_stability_limit": (
+        f"2/λ_{{k+1}}: beyond it η_B is extrapolated {_UNIT}",
+        lambda row: row.bulk_stability_limit,
+    ),
     "third_derivative_shift": (
         "share by which orders beyond the quadratic model move η*",
         _certified("third_derivative_shift"),
@@ -80,7 +92,7 @@ NUMBERS: Mapping[str, tuple[str, Callable[[Measurement], Any]]] = {
 }
 ESTIMATES: Mapping[str, tuple[str, Callable[[Measurement], Estimate]]] = {
     "alignment": ("alignment θ = ‖Pg‖²/‖g‖²", lambda row: row.alignment),
-    "chi": ("√θ", lambda row: row.estimate(chi)),
+    "chi": ("√θ", _chi),
     "critical_step_size": (f"critical step size η* {_UNIT}", lambda row: row.critical_step_size),
     "threshold_dominant": (f"loss threshold η_D {_UNIT}", _threshold("dominant")),
     "threshold_bulk": (f"loss threshold η_B {_UNIT}", _threshold("bulk")),

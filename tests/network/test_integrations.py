@@ -247,3 +247,37 @@ def test_without_lightning_the_extra_is_named():
     assert done.returncode == 1
     assert "MissingExtra: etastar.network.integrations.lightning needs an extra" in done.stderr
     assert "pip install 'etastar[lightning]'" in done.stderr
+
+
+class Talking(Module):
+    """Its loss logs, as a `training_step` does; so does a part of it that is a LightningModule itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = LightningModule()
+
+    def loss(self, batch):
+        found = loss_fn(self, batch)
+        self.log("said", found.detach(), on_step=True, on_epoch=True)
+        self.log_dict({"twice": 2 * found.detach()})
+        return found
+
+    def training_step(self, batch, index):
+        return self.loss(batch)
+
+
+def test_what_a_loss_logs_while_it_is_measured_is_not_the_runs():
+    seen = []
+    for meter in (None, callback(every=2)):
+        if meter is not None:
+            meter._loss_fn = lambda module, batch: module.loss(batch)
+        logger, module = Seen(), Talking()
+        module.part.log = spoken = lambda *_, **__: None
+        fit(module, [] if meter is None else [meter], logger=logger, log_every_n_steps=1, max_steps=12)
+        rows = [{k: v for k, v in row.items() if "alignment/" not in k} for _, row in logger.rows]
+        seen.append([row for row in rows if row])
+        assert "log" not in module.__dict__
+        assert module.part.__dict__["log"] is spoken
+    assert len(meter.history) > 3
+    assert seen[0] == seen[1]
+    assert any("said_epoch" in row for row in seen[0])

@@ -8,9 +8,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from etastar import InvalidArgument, Outcome, alignment, critical_step_size, loss_thresholds
+from etastar import InvalidArgument, Outcome, Regime, alignment, critical_step_size, loss_thresholds
 from etastar.network import HessianOperator
 from etastar.network.meter import AlignmentMeter
+from etastar.quantities import metrics
 
 
 def digits(count, dtype=torch.float64):
@@ -204,3 +205,29 @@ def test_batch_sharpness_takes_named_parameters_and_leaves_the_model_as_it_was()
         total[0] += float((G * (G @ (A.T @ A / len(A)))).sum())
         total[1] += float(G.square().sum())
     np.testing.assert_allclose(seen.value, total[0] / total[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("tolerance", 0), ("tolerance", "fine"), ("seed", -1), ("seed", "a"), ("curvature_batches", None)],
+)
+def test_what_would_fail_at_every_measurement_is_refused_when_the_meter_is_made(name, value):
+    given = {"curvature_batches": [(torch.ones(4, 2), torch.ones(4))], "rank": 1, name: value}
+    with pytest.raises(InvalidArgument) as caught:
+        AlignmentMeter(torch.nn.Linear(2, 1), lambda m, b: (m(b[0])[:, 0] - b[1]).square().mean(), **given)
+    assert caught.value.name == name
+
+
+def test_a_loss_without_curvature_is_refused_and_offline_named():
+    torch.manual_seed(0)
+    model, batch = torch.nn.Linear(3, 1), (torch.randn(20, 3), torch.randn(20))
+    meter = AlignmentMeter(model, lambda m, b: (m(b[0])[:, 0] - b[1]).abs().mean(), [batch], 2)
+    with pytest.raises(InvalidArgument, match=r"no curvature: .* StepGauge needs none"):
+        meter.attach(torch.optim.SGD(model.parameters(), lr=0.1), 4)
+    row = meter.measure(0.1, 4)
+    assert row.verdict == "no curvature: the Hessian is zero here, and no subspace is dominant"
+    assert row.regime is Regime.UNDEFINED
+    assert not row.alignment.resolved
+    assert not {"regime", "alignment", "threshold_dominant", "threshold_bulk"} & set(metrics(row))
+    with pytest.raises(InvalidArgument, match=r"step_size: got '0\.1'"):
+        meter.measure("0.1", 4)

@@ -215,6 +215,7 @@ REFUSED: dict[str, tuple[str, Callable[[], tuple[nn.Module, Any, Any]]]] = {
         "batch norm without statistics",
         lambda: (mlp(None, nn.BatchNorm1d(8, track_running_stats=False)).eval(), loss_fn, [BATCH]),
     ),
+    "linear loss": ("no curvature", lambda: (nn.Linear(6, 2), lambda m, b: m(b[0]).mean(), [BATCH])),
     "dead network": ("flat loss", lambda: (mlp(nn.ReLU()), lambda m, b: (m(b[0]) * 0.0).square().mean(), [BATCH])),
     "dropout": ("dropout in training mode", lambda: (mlp(None, nn.Dropout(0.5)), loss_fn, [BATCH])),
     "functional dropout": (
@@ -340,7 +341,6 @@ CLEAN: dict[str, Callable[[], tuple[nn.Module, Any, Any]]] = {
     "cross-entropy": lambda: (mlp(), lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1].argmax(1)), [BATCH]),
     "far from a minimum": lambda: (mlp(), lambda m, b: 1e6 * loss_fn(m, b), [BATCH]),
     "zero gradient": lambda: (zeros(), lambda m, b: m(b[0]).square().mean(), [BATCH]),
-    "linear loss": lambda: (nn.Linear(6, 2), lambda m, b: m(b[0]).mean(), [BATCH]),
 }
 
 

@@ -17,7 +17,7 @@ from etastar.recipes.calibration.checkpoints import checkpoints
 from etastar.recipes.calibration.coverage import Coverage, training_remeasurements
 from etastar.recipes.calibration.coverage import estimates as estimates_of
 from etastar.recipes.calibration.paired import paired_moments, paired_steps
-from etastar.recipes.calibration.real_steps import RealSteps, measured_step
+from etastar.recipes.calibration.real_steps import MeasuredStep, RealSteps, measured_step
 from etastar.recipes.calibration.reference import reference
 from etastar.recipes.networks.catalogue import NETWORKS, Recipe
 from etastar.recipes.networks.network import Network, Settings
@@ -237,7 +237,9 @@ def test_the_whole_is_strict_json_and_a_section(tiny):
     assert told[0] == ("step 1: the meter", 0, 2)
     assert told[-1] == ("step 30: real steps", 1, 2)
     section = calibration_section(calibration)
-    assert [len(table.rows) for table in section.tables] == [2, 2, 10]
+    assert [len(table.rows) for table in section.tables] == [2, 2, 6, 10]
+    assert all(len(row) == len(table.columns) for table in section.tables for row in table.rows)
+    assert all(table.caption for table in section.tables)
     assert "Calibration on real steps: tiny" in render_html("t", "l", [section])
     again = calibrate(tiny)
     assert again.to_json() == calibration.to_json()
@@ -254,6 +256,25 @@ def test_signs_are_judged_where_both_sides_decide(tiny):
     wrong = replace(calibration, rows=[decided], step_size=0.1)
     assert (wrong.wrong_signs, wrong.signs) == (1, 1)
     assert not all(check.passed for check in calibration_section(wrong).checks)
+
+
+def test_checkpoints_that_the_meter_does_not_trust_are_counted_apart(tiny):
+    calibration = calibrate(tiny)
+    row = calibration.rows[0]
+
+    def off(share, trusted):
+        one = row.compared["η*"]
+        turn = replace(one, measured=MeasuredStep(0.1, 0.01, (0.06, 0.15)), paired=0.1 * (1.0 + share))
+        return replace(row, trusted=trusted, compared={**row.compared, "η*": turn})
+
+    mixed = replace(calibration, rows=[off(0.002, True), off(0.15, False)])
+    assert mixed.paired_errors_trusted == pytest.approx([0.002])
+    assert mixed.paired_errors_apart == pytest.approx([0.15])
+    assert mixed.paired_errors == pytest.approx([0.002, 0.15])
+    check = calibration_section(mixed).checks[0]
+    assert check.passed
+    assert "apart, where higher orders are too large to trust: median 15.00%" in check.measured
+    assert not calibration_section(replace(mixed, rows=[off(0.15, True)])).checks[0].passed
 
 
 @pytest.mark.parametrize(

@@ -266,3 +266,13 @@ def test_low_precision_and_distributed_are_told(monkeypatch, tmp_path):
     assert "highest" in rows["float32 matmul precision"].remedy
     assert not rows["torch.distributed"].passed
     assert not DoctorReport(tuple(rows.values())).passed
+
+
+def test_threads_are_advised_on_where_the_machine_is_busy(quick, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
+    for load, advised in ((3.0, True), (0.1, False)):
+        monkeypatch.setattr(module.os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        row = row_of(doctor(), "threads")
+        assert row.passed
+        assert ("OMP_NUM_THREADS=1" in row.remedy) is advised

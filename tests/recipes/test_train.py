@@ -10,6 +10,7 @@ import torch
 
 from etastar import History, InvalidArgument
 from etastar.cli import main
+from etastar.network import GaugeOutcome
 from etastar.recipes.networks import load_network
 from etastar.recipes.train import TrainingPlan, train
 from etastar.recipes.train_report import running_history, write_run
@@ -120,3 +121,12 @@ def test_without_pytorch_the_command_names_the_extra():
     assert done.stderr.splitlines() == [
         "etastar: etastar.network needs an extra that is not installed; run: pip install 'etastar[network]'"
     ]
+
+
+def test_what_the_gauge_advises_is_worded_for_the_command(run):
+    assert run.gauge_verdict == "not enough steps for the gauge: train longer"
+    diverged = train(replace(PLAN, steps=12, step_size=1e4))
+    assert diverged.gauge_verdict == "the run diverged: take a smaller step size"
+    assert replace(run, gauge=None).gauge_verdict == ""
+    enough = replace(run.gauge, outcome=GaugeOutcome.RESOLVED)
+    assert replace(run, gauge=enough).gauge_verdict == enough.verdict

@@ -9,7 +9,7 @@ import pytest
 from etastar import History, InvalidArgument, Measurement, loss_thresholds
 from etastar.quadratic import Noise, Quadratic, Spectrum
 from etastar.report import Line, run, run_section
-from etastar.report.figures import Shade
+from etastar.report.figures import Points, Shade
 
 
 @pytest.fixture
@@ -67,3 +67,45 @@ def test_long_histories_are_judged_by_windows(history):
     assert len(section.tables[0].rows) == 9
     assert section.tables[0].rows[0][2] == long.rolling(4)[0].verdict
     assert "windows of 4 measurements" in section.figures[0].caption
+
+
+def test_a_single_measurement_is_seen(history):
+    section = run_section(History([history[2]]))
+    assert section.title == "1 measurement"
+    for figure in section.figures[:2]:
+        for panel in figure.panels:
+            lines = [mark for mark in panel.marks if isinstance(mark, Line) and np.isfinite(mark.y).any()]
+            points = [mark for mark in panel.marks if isinstance(mark, Points)]
+            assert lines
+            assert {tuple(mark.y) for mark in points} >= {tuple(line.y) for line in lines if len(line.y) == 1}
+
+
+def test_a_value_between_missing_ones_is_a_point_with_its_interval(history):
+    spread = np.linspace(0.9, 1.1, 5)
+    seen = history[2].moments.map(lambda value: value * spread)
+    lost = history[2].moments.map(lambda value: value * np.full(5, np.nan))
+    rows = [Measurement(step, 0.05, moments, 8) for step, moments in enumerate([seen, lost, seen, seen, lost, seen])]
+    panel = run_section(History(rows)).figures[0].panels[0]
+    points = next(mark for mark in panel.marks if isinstance(mark, Points))
+    assert list(points.x) == [0, 2 + 3]
+    bars = next(mark for mark in panel.marks if isinstance(mark, Line))
+    assert list(bars.x) == [0, 0, 0, 5, 5, 5]
+    estimate = rows[0].alignment
+    assert list(bars.y[:2]) == [estimate.low, estimate.high]
+
+
+def test_shares_of_noise_carry_their_intervals(history):
+    noisy = history[2].moments.map(lambda value: value * np.array([0.8, 1.1, 1.0]))
+    row = Measurement(3, 0.05, noisy, 8)
+    panel = run_section(History([row, row])).figures[1].panels[1]
+    assert [type(mark).__name__ for mark in panel.marks].count("Band") == 3
+
+
+def test_a_regime_is_named_only_where_it_is_resolved(history):
+    seen = history[2].moments
+    wide = seen.map(lambda value: value * np.ones(3))
+    bulk = replace(wide.bulk, noise=replace(wide.bulk.noise, second=wide.dominant.noise.second * [-90.0, 100.0, 1.0]))
+    row = Measurement(0, 0.05, replace(wide, bulk=bulk), 8)
+    section = run_section(History([row, row]))
+    assert section.tables[0].rows[0][1] == "unresolved"
+    assert not [mark for mark in section.figures[0].panels[0].marks if isinstance(mark, Shade)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from etastar.cli.options import Flag, OptionalPath, check_seed
+from etastar.errors import InvalidArgument
 from etastar.terminal import console, print_json, print_section, print_table, progress_bar, without_marks
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def train(
     from etastar.recipes.train_report import running_history, write_run
 
     check_seed(seed)
+    if checkpoints < 0:
+        raise InvalidArgument("checkpoints", checkpoints, "must be at least 1, or 0 for the recipe's own number")
     shared: dict[str, Any] = {"recipe": recipe, "loss": loss, "steps": steps, "step_size": step_size}
     shared |= {"batch_size": batch_size, "rank": rank, "seed": seed, "data": data}
     further: list[Section] = []
@@ -95,9 +98,9 @@ def train(
         print_json(result.to_json() | {section.name: section.data for section in further})
         return 0
     if len(result.history):
-        print_table(["step", "θ", "η* (90 % interval)", "verdict"], result.rows())
+        print_table(["step", "θ (90 % interval)", "η* (90 % interval)", "verdict"], result.rows())
     if result.gauge is not None:
-        console().print(f"gauge, gradients alone: {without_marks(result.gauge.verdict)}", soft_wrap=True)
+        console().print(f"gauge, gradients alone: {without_marks(result.gauge_verdict)}", soft_wrap=True)
     for section in further:
         print_section(section)
     console().print(f"training loss {result.training_loss[-1]:.4g}, held out {result.held_out_loss[-1]:.4g}")

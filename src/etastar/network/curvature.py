@@ -111,6 +111,11 @@ class CurvatureOperator(ABC):
         """Products with single vectors spent so far."""
         return self._products
 
+    @property
+    def bytes_per_sample(self) -> float:
+        """What a graph holds for a sample, [bytes]; infinite before the first."""
+        return float("inf") if self._bytes_per_sample is None else self._bytes_per_sample
+
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The curvature times ``(P,)`` or ``(P, m)``, of the same shape, [loss/parameter²] times that of `vectors`.
 
@@ -198,7 +203,7 @@ class CurvatureOperator(ABC):
         return graph_bytes(lambda: self._graph(batch), self.vector.tensors)
 
     def _fits(self, samples: int) -> bool:
-        return self._bytes_per_sample is not None and samples * self._bytes_per_sample <= self._memory_budget
+        return samples * self.bytes_per_sample <= self._memory_budget
 
     def _add_products(self, out: Tensor, rows: Tensor, weight: float, graph: Graph, samples: int) -> None:
         split, columns = self.vector.split, rows.shape[1]
@@ -223,7 +228,7 @@ class CurvatureOperator(ABC):
         if not self._stackable:
             return 0
         limit = _STACK_BYTES if self.device.type == "cpu" else self._memory_budget
-        return int(limit // max(samples * (self._bytes_per_sample or limit), 1.0))
+        return int(limit // max(samples * self.bytes_per_sample, 1.0))
 
     def _refuse_moved(self) -> None:
         """Hold graphs to the parameters they were built at; writing through ``.data`` alone leaves no trace."""

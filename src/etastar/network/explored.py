@@ -80,7 +80,8 @@ class ExploredSpace:
     def __init__(self, operator: SymmetricOperator, carried: Tensor, values: Tensor) -> None:
         count = carried.shape[1]
         self._operator = operator
-        self._storage = carried.mT.contiguous()  # one basis vector per row; room for more is made as it is needed
+        self._storage = _room(carried, count)  # one basis vector per row; more room is made when it is needed
+        self._storage[:count] = carried.mT
         self._count = count
         self.kinds = torch.full((count,), 0 if values.numel() else 2)  # of each basis vector, see `parts`
         self._values = torch.nn.functional.pad(values, (0, count - values.numel()))
@@ -196,16 +197,25 @@ class ExploredSpace:
         return left[:, keep], sizes[keep, None] * right[keep]
 
     def _append(self, vectors: Tensor, value: float, kind: int) -> None:
-        _, leftover = self._reduce(vectors)  # normalising magnified what round-off had left along the basis
-        unit = leftover / leftover.norm(dim=0, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+        if (
+            vectors.shape[1] > 1
+        ):  # normalising magnified, in the smaller ones, what round-off of the larger ones had left
+            vectors = vectors - self._rows.mT @ (self._rows @ vectors)
+        unit = vectors / vectors.norm(dim=0, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
         added = unit.shape[1]
         if self._count + added > len(self._storage):
-            room = torch.empty(max(self._count, 16) + added, len(unit), dtype=unit.dtype, device=unit.device)
-            self._storage = torch.cat([self._rows, room])
+            grown = _room(unit, self._count + added)
+            grown[: self._count] = self._rows
+            self._storage = grown
         self._storage[self._count : self._count + added] = unit.mT
         self._count += added
         self._values = torch.nn.functional.pad(self._values, (0, unit.shape[1]), value=value)
         self.kinds = torch.nn.functional.pad(self.kinds, (0, unit.shape[1]), value=kind)
+
+
+def _room(vectors: Tensor, count: int) -> Tensor:
+    """Rows, not yet written, for `count` vectors like these ``(P, …)`` and as many again."""
+    return torch.empty(count + max(count, 16), len(vectors), dtype=vectors.dtype, device=vectors.device)
 
 
 def _descending(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ _KINKED = (
 
 def inspect_model(model: nn.Module, training: bool | None) -> Iterator[Finding]:
     """Wrappers, compiled code, and modules whose output depends on the mode."""
-    named = [(name or "the model", module) for name, module in model.named_modules()]
+    named = [(f"module {name}" if name else "the model", module) for name, module in model.named_modules()]
     if wrapped := [(name, type(module).__name__) for name, module in named if type(module).__name__ in _WRAPPERS]:
         cause = ", ".join(f"{name} is a {kind}" for name, kind in wrapped)
         yield Finding("parallel wrapper", Severity.REFUSED, cause, "give the module inside it: model.module")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from etastar.criteria import as_step_size
 from etastar.errors import InvalidArgument
 from etastar.files import parse_json
 from etastar.history import History, Measurement
@@ -59,7 +60,7 @@ class AlignmentMeter:
         probes: Noise probes of the bulk (training); one product each.
         replace: Whether mini-batches are drawn with replacement (training).
         third_derivative: Whether η* takes in what steps do beyond the quadratic model (training): without it η* can be
-            confidently wrong where the loss is far from quadratic. Two gradients for each probe.
+            confidently wrong where the loss is far from quadratic. One gradient for each probe, or two.
         parameters: Names or prefixes to restrict to.
         training: Mode to evaluate in: False for evaluation mode, None for each module as it is.
         seed: Of the tracker and the probes.
@@ -93,8 +94,10 @@ class AlignmentMeter:
         training: bool | None = None,
         seed: int = 0,
     ) -> None:
+        _check(curvature_batches, tolerance)
         whole_number("every", every, 1)
         whole_number("probes", probes, 2)
+        whole_number("seed", seed, 0)
         for name, source in (("curvature_batches", curvature_batches), ("gradient_batches", gradient_batches)):
             refuse_single_batch(name, source)
         if overhead is not None and not overhead > 0:
@@ -128,6 +131,7 @@ class AlignmentMeter:
         """
         begin = time.perf_counter()
         whole_number("batch_size", batch_size, 1)
+        step_size = float(as_step_size(step_size))
         self._follow_parameters()
         if optimizer is not None:
             self._check(optimizer)
@@ -148,7 +152,7 @@ class AlignmentMeter:
                 "parameters": self.operator.vector.size,
             },
             recoverable=produced.recoverable if bool(np.all(np.isfinite(produced.recoverable))) else None,
-            certificate=_certificate(subspace, produced.third_shift),
+            certificate=_certificate(subspace, produced),
             cost={"products": self._products - before, "seconds": round(time.perf_counter() - begin, 6)},
         )
         self.history.append(measurement)
@@ -290,7 +294,14 @@ class AlignmentMeter:
         return (self._operator(batches[::2]), self._operator(batches[1::2])), gradients
 
 
-def _certificate(subspace: Subspace, third_shift: float) -> dict[str, str | int | float]:
+def _check(batches: Any, tolerance: Any) -> None:
+    if not isinstance(batches, Iterable):
+        raise InvalidArgument("curvature_batches", batches, "must be an iterable of batches")
+    if not (isinstance(tolerance, int | float) and 0 < tolerance < 1):
+        raise InvalidArgument("tolerance", tolerance, "must lie between 0 and 1")
+
+
+def _certificate(subspace: Subspace, produced: Produced) -> dict[str, str | int | float]:
     """The basis behind a measurement, without the basis."""
     values = {
         "error": subspace.error,
@@ -299,7 +310,8 @@ def _certificate(subspace: Subspace, third_shift: float) -> dict[str, str | int 
         "gap": subspace.gap,
         "angle_bound": subspace.angle_bound,
         "largest_residual": subspace.residuals.max(),
-        "third_derivative_shift": min(third_shift, 1e3),
+        "third_derivative_shift": min(produced.third_shift, 1e3),
+        **produced.basis_errors,
     }
     numbers = {name: float(value) for name, value in values.items()}
     known = {name: value for name, value in numbers.items() if math.isfinite(value)}

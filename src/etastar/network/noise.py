@@ -2,13 +2,13 @@
 
 With J the derivative of the per-sample losses, a probe of Σ is a backward of randomly signed losses, Jᵀs, and the
 coordinates of every sample along v are one product J v, from the backward's own graph: no per-sample gradient is
-ever made, and a probe or a direction costs half a gradient.
+ever made, and a probe or a direction costs a third of a gradient, several of them in one backward where that pays.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch import Tensor
 
 from etastar.errors import InvalidArgument
 from etastar.network.curvature import CurvatureOperator
+from etastar.network.graph import is_unstackable
 from etastar.network.persample import per_sample_losses
 
 __all__ = ["SampleNoise", "noise_outside", "sample_noise"]
 
+_STACK_BYTES = 8 << 20  # more directions than fit in one backward gain nothing
 _MEAN_TOLERANCE = 1e-3  # how far the mean of per-sample gradients may lie from the gradient of the mean loss
 
 
@@ -62,7 +64,7 @@ def sample_noise(
     vector, total = operator.vector, operator.samples
     generator = torch.Generator(device=operator.device).manual_seed(seed)
     sums = torch.zeros(1 + probes, vector.size, dtype=operator.dtype, device=operator.device)
-    directions = [vector.split(column) for column in vectors.unbind(1)]
+    directions = vector.split(vectors.mT.contiguous().mT)  # strided ones would be copied at every layer
     coordinates: list[Tensor] = []
     drift = torch.zeros(probes, dtype=operator.dtype, device=operator.device)
     with operator.reading() as batches:
@@ -71,16 +73,17 @@ def sample_noise(
             signs = torch.randint(0, 2, (probes, len(losses)), generator=generator, device=operator.device)
             weights = torch.cat([torch.ones_like(signs[:1]), 2 * signs - 1]).to(losses)
             drift += weights[1:].sum(dim=1)
-            for row, weight in zip(sums, weights, strict=True):
-                row += _joined(_derivative(losses, vector.tensors, weight))
+            width = _stack_width(operator, len(losses))
+            for row, found in _derivatives(losses, vector.tensors, [weights], width):
+                sums[row : row + len(found)] += found
             dual = torch.zeros_like(losses, requires_grad=True)
             backward = torch.autograd.grad(
                 losses, vector.tensors, dual, create_graph=True, allow_unused=True, materialize_grads=True
             )
-            coordinates.append(torch.stack([_derivative(backward, (dual,), v)[0] for v in directions], dim=1))
+            coordinates.append(torch.cat([v for _, v in _derivatives(backward, (dual,), directions, width)]))
     drawn = (sums[1:] - drift[:, None] * gradient) / math.sqrt(total)
     _refuse_other_mean(sums[0] / total, gradient, float(drawn.square().sum(dim=1).mean().sqrt()))
-    inside = (torch.cat(coordinates) - vectors.mT @ gradient).double()
+    inside = (torch.cat(coordinates, dim=1).mT - vectors.mT @ gradient).double()
     return SampleNoise((inside.mT @ inside / total).cpu(), drawn)
 
 
@@ -92,12 +95,39 @@ def noise_outside(noise: SampleNoise, vectors: Tensor) -> Tensor:
     return rows.double().square().sum(dim=1)
 
 
-def _derivative(outputs: Any, inputs: Any, weights: Any) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(outputs, inputs, weights, retain_graph=True, allow_unused=True, materialize_grads=True)
+def _derivatives(
+    outputs: Any, inputs: Sequence[Tensor], along: Sequence[Tensor], width: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Derivatives along every entry of `along`, ``(m, …)`` each: from which entry on, and rows ``(≤ width, P)``."""
+    count = len(along[0])
+    while count:
+        begin = len(along[0]) - count
+        width = min(width, count)
+        part = [tensor[begin : begin + width] if width > 1 else tensor[begin] for tensor in along]
+        try:
+            pieces = torch.autograd.grad(
+                outputs,
+                inputs,
+                part,
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+                is_grads_batched=width > 1,
+            )
+        except RuntimeError as error:
+            if width == 1 or not is_unstackable(error):
+                raise
+            width = 1
+            continue
+        yield begin, torch.cat([piece.detach().reshape(width, -1) for piece in pieces], dim=1)
+        count -= width
 
 
-def _joined(pieces: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([piece.detach().reshape(-1) for piece in pieces])
+def _stack_width(operator: CurvatureOperator, samples: int) -> int:
+    """How many directions one backward takes: as many as stay in the cache with all that the backward keeps."""
+    vector = operator.vector
+    each = max(samples * operator.bytes_per_sample, vector.size * vector.tensors[0].element_size())
+    return max(1, int(_STACK_BYTES // each))
 
 
 def _refuse_other_mean(mean: Tensor, gradient: Tensor, typical: float) -> None:

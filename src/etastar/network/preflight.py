@@ -187,6 +187,10 @@ def _products(operator: HessianOperator, kinked: bool) -> Iterator[Finding]:
         remedy = "no step moves the parameters from here: units that never fire, or a loss that ignores the network"
         yield Finding("flat loss", Severity.REFUSED, "gradient and curvature are zero", remedy)
         return
+    if not bool(products.any()):
+        remedy = "a loss of straight pieces has no Hessian and no dominant subspace: StepGauge needs none"
+        yield Finding("no curvature", Severity.REFUSED, "products with the Hessian are zero", remedy)
+        return
     if not bool(torch.isfinite(products).all()):
         remedy = "a second derivative is infinite here: sqrt or norm at 0, or log(0); add a small constant"
         yield Finding("infinite curvature", Severity.REFUSED, "a product is not finite", remedy)

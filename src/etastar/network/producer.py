@@ -8,8 +8,8 @@ of independent batches take the bias out. Either way moments come with a replica
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ from torch import Tensor
 from etastar.errors import InvalidArgument
 from etastar.moments import Coupling, CurvatureMoments, Descent, SplitMoments, SubspaceMoments
 from etastar.network.curvature import CurvatureOperator
-from etastar.network.expansion import beyond_quadratic, least_step, with_beyond
+from etastar.network.expansion import beyond_quadratic, least_step, scatters, with_beyond
 from etastar.network.noise import SampleNoise, noise_outside, sample_noise
+from etastar.network.rotation import basis_errors
 from etastar.network.subspace import Subspace, SubspaceTracker
 
 __all__ = ["Basis", "Direction", "Produced", "as_array", "recoverable_loss", "training_moments"]
@@ -60,7 +61,7 @@ class Basis:
     @property
     def explored(self) -> Tensor:
         """V with the vectors beyond it, ``(P, k + m)``."""
-        return self.vectors if self.beyond is None else torch.cat([self.vectors, self.beyond], dim=1)
+        return self.vectors if self.beyond is None else torch.cat([self.vectors.mT, self.beyond.mT]).mT
 
     @property
     def projected(self) -> Tensor:
@@ -100,11 +101,13 @@ class Produced:
         recoverable: ½ Σ_D g_i²/λ_i per replicate, ``(replicates,)``, [loss]; NaN where a Ritz value is not positive.
         third_shift: By what share orders beyond the quadratic model move η*, or the slope of the turn there: inf where
             they make or unmake one, 0 where they were left out, NaN where they were not measured.
+        basis_errors: What the error of the basis leaves open, see `rotation.basis_errors`; empty where not known.
     """
 
     moments: SplitMoments
     recoverable: Array
     third_shift: float
+    basis_errors: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def training_moments(
@@ -134,7 +137,7 @@ def training_moments(
         third_step: With a step size, second moments take in what steps do beyond the quadratic model, from gradients at
             that very step (see `expansion`), and as it is at the step where the alignment turns, so that η* is that
             step; at `third_step` itself where none is. A step so small beside η* that round-off would drown them is
-            tried larger. Two gradients a probe: its noise with either sign.
+            tried larger. One gradient a probe; two, its noise with either sign, where that scatters much.
         noise: Of a pass over the per-sample gradients made before with ``basis.explored``; its probes are taken.
         whole: Where the operator's batches are only a part of the training set: the whole of it, for the gradient. A
             part's own gradient is off by noise of covariance Σ(1/n − 1/N), which near a minimum is most of it.
@@ -155,20 +158,45 @@ def training_moments(
     scale = (1.0 if replace or samples == 1 else (samples - batch_size) / (samples - 1)) / batch_size
     scale *= 1.0 if update is None else update.noise_scale**2
     along = gradient if update is None else update.vector
-    block = operator @ torch.cat([along[None], noise.probes]).mT
+    own_image = [] if update is None else [gradient[None]]
+    block = operator @ torch.cat([along[None], noise.probes, *own_image]).mT
+    image, block = block[:, 0 if update is None else -1], block[:, : 1 + probes]
     signal = _signal(basis, gradient, along, block[:, 0], update is not None)
     noise_dominant, noise_bulk, noise_coupling = _noise_moments(basis, noise, block[:, 1:].mT, scale)
     dominant, bulk = signal.sides(noise_dominant, noise_bulk)
     moments, shift = SplitMoments(dominant, bulk, Coupling(signal.coupling, noise_coupling)), 0.0
+    errors = _basis_errors(basis, moments, (gradient, image), (along, block[:, 0]), (noise.probes, block[:, 1:]), scale)
     if third_step is not None:
         least = least_step(moments.mean(0), float(basis.eigenvalues[0]), operator.dtype)
         tried = max(third_step, least)
         known = operator, loss_fn, basis, gradient, own
-        beyond = _beyond(known, along, noise.probes, block, math.sqrt(scale), tried)
+        beyond = _beyond(known, moments, along, noise.probes, block, math.sqrt(scale), tried)
         moments, shift = with_beyond(moments, beyond, third_step)
     coordinates = as_array(basis.coordinates(gradient))
     recoverable = np.full(probes, recoverable_loss(coordinates**2, as_array(basis.eigenvalues)))
-    return Produced(moments, recoverable, shift)
+    return Produced(moments, recoverable, shift, errors)
+
+
+def _basis_errors(
+    basis: Basis,
+    moments: SplitMoments,
+    gradient: tuple[Tensor, Tensor],
+    update: tuple[Tensor, Tensor],
+    noise: tuple[Tensor, Tensor],
+    scale: float,
+) -> dict[str, float]:
+    """`rotation.basis_errors` of vectors with their images under H, the noise's as probes; {} without λ_{k+1}."""
+    if basis.beyond_values is None or not basis.beyond_values.numel():
+        return {}
+
+    def turned(rows: Tensor, images: Tensor) -> tuple[Array, Array]:
+        inside = basis.coordinates(rows)
+        return as_array(inside), as_array(basis.coordinates(images) - inside @ basis.projected)
+
+    inside, beyond = turned(noise[0], noise[1].mT)
+    jitter = scale * np.mean(inside * beyond, axis=0)
+    values, following = as_array(basis.eigenvalues), float(basis.beyond_values[0])
+    return basis_errors(moments.mean(0), values, following, turned(*gradient), turned(*update), jitter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,18 +270,24 @@ def _noise_moments(
 
 def _beyond(
     known: tuple[CurvatureOperator, Callable[[Any, Any], Tensor], Basis, Tensor, Tensor],
+    moments: SplitMoments,
     along: Tensor,
     probes: Tensor,
     block: Tensor,
     noise: float,
     step: float,
 ) -> Array:
-    """`beyond_quadratic` for updates h ± noise·z, ``(3, 2, probes)``: averaged over the sign, so that odd terms go."""
-    found = [
-        beyond_quadratic(*known, along + sign * noise * probes, (block[:, :1] + sign * noise * block[:, 1:]).mT, step)
-        for sign in (1.0, -1.0)
-    ]
-    return 0.5 * (found[0] + found[1])
+    """`beyond_quadratic` for updates h + noise·z, ``(3, 2, probes)``.
+
+    Averaged with h − noise·z, so that odd terms go, where these scatter much.
+    """
+
+    def one(sign: float) -> Array:
+        updates, images = along + sign * noise * probes, block[:, :1] + sign * noise * block[:, 1:]
+        return beyond_quadratic(*known, updates, images.mT, step)
+
+    found = one(1.0)
+    return 0.5 * (found + one(-1.0)) if scatters(moments, found, step) else found
 
 
 def recoverable_loss(squares: Array, eigenvalues: Array) -> float:

@@ -234,7 +234,7 @@ class SubspaceTracker:
         carried = search.space.vectors(signs * model.vectors[:, :count])
         # One Newton-Schulz step: orthonormal to round-off again, however many refreshes came before.
         correction = 1.5 * torch.eye(count, dtype=carried.dtype, device=carried.device) - 0.5 * (carried.mT @ carried)
-        self._carried = carried @ correction
+        self._carried = (correction @ carried.mT).mT  # column by column in memory, as products want them
         self._values = model.values[:count].clone()
         self._responses = search.estimate.first_responses
 

@@ -150,7 +150,7 @@ def _torch() -> Iterator[DoctorRow]:
 
     threads = os.environ.get("OMP_NUM_THREADS")
     asked = f", OMP_NUM_THREADS={threads}" if threads else ""
-    yield DoctorRow("threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors{asked}")
+    yield DoctorRow("threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors{asked}", _crowded())
     precision = torch.get_float32_matmul_precision()
     remedy = "" if precision == "highest" else "products are good to 3 digits: set_float32_matmul_precision('highest')"
     yield DoctorRow("float32 matmul precision", precision, remedy)
@@ -167,6 +167,19 @@ def _torch() -> Iterator[DoctorRow]:
         yield DoctorRow("torch.distributed", "initialised", remedy, False)
     else:
         yield DoctorRow("torch.distributed", "not initialised")
+
+
+def _crowded() -> str:
+    """What to do where others keep the processors busy, and threads of small products wait for one another."""
+    import torch
+
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):  # not on this system
+        return ""
+    if torch.get_num_threads() == 1 or load < 0.5 * (os.cpu_count() or 1):
+        return ""
+    return f"the machine is busy (load {load:.1f}): small networks train faster with OMP_NUM_THREADS=1"
 
 
 def _self_check() -> Iterator[DoctorRow]:

@@ -12,8 +12,9 @@ import torch
 
 from etastar.errors import InvalidArgument
 from etastar.history import History, Measurement
-from etastar.network import AlignmentMeter, GaugeSummary, StepGauge
+from etastar.network import AlignmentMeter, GaugeOutcome, GaugeSummary, StepGauge
 from etastar.recipes.networks import LossName, Network, load_network
+from etastar.uncertainty import Estimate
 
 __all__ = ["TrainedRun", "TrainingPlan", "train"]
 
@@ -85,11 +86,21 @@ class TrainedRun:
     skipped: list[tuple[int, str]]
     gauge: GaugeSummary | None
 
+    @property
+    def gauge_verdict(self) -> str:
+        """What the gauge says, with advice for those who have this run's options only; empty without it."""
+        if self.gauge is None:
+            return ""
+        if not np.isfinite(self.training_loss[-1]):
+            return "the run diverged: take a smaller step size"
+        few = self.gauge.outcome is GaugeOutcome.TOO_FEW_STEPS
+        return "not enough steps for the gauge: train longer" if few else self.gauge.verdict
+
     def rows(self, most: int = 16, window: int = 8) -> list[list[str]]:
-        """Formatted rows of windows of measurements: step, θ, η* with its interval, verdict; about `most` of them."""
+        """Formatted rows of windows of measurements: step, θ and η* with intervals, verdict; about `most` of them."""
         shown = self.history.rolling(window) if len(self.history) > window else self.history
         return [
-            [f"{row.step:,}", f"{row.alignment.value:.4f}", _critical_step(row), row.verdict]
+            [f"{row.step:,}", _in_short(row.alignment, ".3f"), _critical_step(row), row.verdict]
             for row in list(shown)[:: max(1, len(shown) // most)]
         ]
 
@@ -128,7 +139,11 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainedRun:
         raise InvalidArgument("step_size", eta, "must be positive, and finite in float32")
     if not 1 <= size <= len(network.train[0]):
         raise InvalidArgument("batch_size", size, f"must be between 1 and {len(network.train[0])}")
-    everything = len(network.train[0])
+    everything, rank = len(network.train[0]), plan.rank or own.rank
+    size_of_all = sum(parameter.numel() for parameter in network.model.parameters())
+    if not 1 <= rank < size_of_all:
+        raise InvalidArgument("rank", rank, f"must be at least 1 and less than the {size_of_all} parameters")
+    curved = network.curvature_batches(plan.curvature_samples)
     partial = (plan.curvature_samples or own.curvature_samples) < everything
     optimizer = torch.optim.SGD(network.model.parameters(), lr=eta)
     meter = handle = gauge = None
@@ -136,8 +151,8 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainedRun:
         meter = AlignmentMeter(
             network.model,
             network.loss_fn,
-            network.curvature_batches(plan.curvature_samples),
-            plan.rank or own.rank,
+            curved,
+            rank,
             gradient_batches=network.curvature_batches(everything) if partial else None,
             every=every,
             overhead=plan.overhead,
@@ -200,9 +215,13 @@ def _critical_step(row: Measurement) -> str:
         return "none: beyond the quadratic model θ turns at no step near it"
     if not row.expansion_holds:
         return f"not to be trusted: orders beyond the quadratic model move it by {shift:.0%}"
+    return _in_short(estimate, ".4g")
+
+
+def _in_short(estimate: Estimate, form: str) -> str:
     if not estimate.resolved:
         return "unresolved"
-    return f"{estimate.value:.4g} ({estimate.low:.4g} to {estimate.high:.4g})"
+    return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
 
 
 def _plain(value: Any) -> Any:

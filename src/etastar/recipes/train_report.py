@@ -6,9 +6,10 @@ Further sections (decay forecast, calibration) come from their own recipes and j
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from etastar.errors import InvalidArgument, InvalidFile
 from etastar.files import output_directory, write_together
 from etastar.network.gauge.part import GaugePart
 from etastar.network.gauge.summary import GaugeSummary
@@ -31,15 +32,25 @@ _GAUGE_COLUMNS = [
 def running_history(out: Path | None) -> Generator[Path | None]:
     """Where a run that will be written to `out` keeps its history while it goes: removed once the run is written.
 
-    A run that is killed leaves ``running.jsonl`` for `History.load`; the next one replaces it.
+    A run that is killed leaves ``running.jsonl`` for `History.load`; the next one replaces it. A run that is refused
+    leaves nothing.
     """
     if out is None:
         yield None
         return
-    output_directory(out).mkdir(parents=True, exist_ok=True)
-    live = out / "running.jsonl"
+    live = output_directory(out) / "running.jsonl"
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    if live.is_dir():
+        raise InvalidFile("out", str(live), "is a directory; name another place")
     live.unlink(missing_ok=True)
-    yield live
+    try:
+        yield live
+    except InvalidArgument:
+        live.unlink(missing_ok=True)
+        with suppress(OSError):  # made on the way, and in use by others since
+            for folder in missing:
+                folder.rmdir()
+        raise
     live.unlink(missing_ok=True)
 
 
@@ -53,7 +64,7 @@ def write_run(run: TrainedRun, out: Path, further: Sequence[Section] = ()) -> li
     """
     sections = [*run_sections(run), *further]
     plan = run.plan
-    title = f"{plan.recipe}, {run.loss}: {run.steps[-1]:,} steps of SGD"
+    title = f"{plan.recipe}, {run.loss}: {run.steps[-1]:,} step{'' if run.steps[-1] == 1 else 's'} of SGD"
     lead = f"Step size {run.step_size:g}, batch size {run.batch_size}, seed {plan.seed}; what the meter saw on the way."
     page = render_html(title, lead, sections)
     figures = [figure for section in sections for figure in section.figures]
@@ -65,7 +76,7 @@ def write_run(run: TrainedRun, out: Path, further: Sequence[Section] = ()) -> li
 def run_sections(run: TrainedRun) -> list[Section]:
     """Losses, what the meter saw, and what the gauge says of the end."""
     measured = [run_section(run.history)] if len(run.history) else []
-    gauged = [] if run.gauge is None else [_gauge_section(run.gauge)]
+    gauged = [] if run.gauge is None else [_gauge_section(run.gauge, run.gauge_verdict)]
     return [_loss_section(run), *measured, *gauged]
 
 
@@ -83,12 +94,12 @@ def _loss_section(run: TrainedRun) -> Section:
     )
 
 
-def _gauge_section(summary: GaugeSummary) -> Section:
+def _gauge_section(summary: GaugeSummary, verdict: str) -> Section:
     parts = [summary.total, *(part for part in (summary.dominant, summary.bulk) if part), *summary.layers]
     return Section(
         "gauge",
         "From gradients alone",
-        f"The gauge over steps {summary.first:,} to {summary.last:,}: {summary.verdict}.",
+        f"The gauge over steps {summary.first:,} to {summary.last:,}: {verdict}.",
         tables=[Table(_GAUGE_COLUMNS, [_gauge_row(part) for part in parts])],
         data={"second_gradients": summary.second_gradients},
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,9 @@ from etastar.errors import InvalidArgument
 from etastar.files import write_together
 from etastar.history import History, Measurement
 from etastar.measurement import ThresholdEstimates
+from etastar.quantities import ESTIMATES, NUMBERS
 from etastar.report.document import Column, Section, Table, render_html
-from etastar.report.figures import COLOURS, Band, Figure, Line, Mark, Panel, Reference, Shade
+from etastar.report.figures import COLOURS, Band, Figure, Line, Mark, Panel, Points, Reference, Shade
 from etastar.report.png import render_png
 from etastar.uncertainty import Estimate, exactly
 
@@ -39,7 +41,7 @@ _REGIMES = {
     "REVERSED": COLOURS["bulk"],
     "NEUTRAL": COLOURS["muted"],
 }
-_UNTRUSTED = "η* not to be trusted"
+_UNTRUSTED, _UNRESOLVED = "η* not to be trusted", "unresolved"
 
 
 def run(history: History, out: str | Path) -> list[Path]:
@@ -70,7 +72,7 @@ def run_section(history: History, window: int = 8) -> Section:
     shown = _Shown(history, history.rolling(window) if len(history) > window else history)
     smooth = shown.smooth
     picked = np.unique(np.linspace(0, len(smooth) - 1, min(len(smooth), _VERDICTS_SHOWN)).round().astype(int))
-    rows = [[f"{smooth[i].step:,}", smooth[i].regime.name, smooth[i].verdict] for i in picked.tolist()]
+    rows = [[f"{smooth[i].step:,}", _regime(smooth[i]), smooth[i].verdict] for i in picked.tolist()]
     drawn = (
         f"windows of {window} measurements (thick, with 90 % bands), single ones (thin)"
         if smooth is not history
@@ -79,11 +81,14 @@ def run_section(history: History, window: int = 8) -> Section:
     last = smooth[len(smooth) - 1]
     return Section(
         "run",
-        f"{len(history)} measurements",
+        f"{len(history)} measurement{'' if len(history) == 1 else 's'}",
         f"At the end, step {last.step:,}: {last.verdict}.",
         figures=[
             Figure(
-                "run", f"Measurements: {drawn}; the step in use (dashed). [[regime|Regimes]] shaded.", shown.steps()
+                "run",
+                f"Measurements: {drawn}; the step in use (dashed). [[regime|Regimes]] shaded where they "
+                "are resolved. Thresholds judge one step: above 2/λ₁ (dotted) repeated ones diverge.",
+                shown.steps(),
             ),
             Figure(
                 "limits",
@@ -126,8 +131,8 @@ class _Shown:
             *self._curves(lambda row: self._threshold(row, "dominant"), "dominant threshold η_D", COLOURS["dominant"]),
             *self._curves(lambda row: self._threshold(row, "bulk"), "bulk threshold η_B", COLOURS["bulk"]),
             *self._curves(lambda row: self._threshold(row, "full"), "full threshold η_full", COLOURS["full"]),
-            Line(self._steps, 2.0 / self._eigenvalues("largest_eigenvalue"), "2/λ₁", COLOURS["muted"], 1.2, "dot"),
-            Line(self._steps, self._in_use, "η in use", COLOURS["exact"], 1.6, "dash"),
+            *_curve(self._steps, 2.0 / self._eigenvalues("largest_eigenvalue"), "2/λ₁", COLOURS["muted"], 1.2, "dot"),
+            *_curve(self._steps, self._in_use, "η in use", COLOURS["exact"], 1.6, "dash"),
         ]
         return [
             Panel("step", "alignment θ", [*self._regimes(), *alignment], y_range=(-0.02, 1.02)),
@@ -142,8 +147,7 @@ class _Shown:
             ratios += self._curves(
                 lambda row, name=name: _over(row.step_size, self._threshold(row, name)), name, COLOURS[name]
             )
-            share = [getattr(row.step_budget, name).noise_share for row in self.smooth]
-            shares.append(Line(self._smooth_steps, share, name, COLOURS[name], 2.0))
+            shares += self._curves(ESTIMATES[f"noise_share_{name}"][1], name, COLOURS[name])
         return [
             Panel("step", "step over its loss threshold, η/η_S", ratios, y_scale="log"),
             Panel("step", "noise share q₁/(m₁ + q₁)", shares, y_range=(-0.02, 1.02)),
@@ -152,9 +156,9 @@ class _Shown:
     def curvature(self) -> list[Panel]:
         """Eigenvalues and, where a basis was there, the recoverable loss."""
         marks: list[Mark] = [
-            Line(self._steps, self._eigenvalues("largest_eigenvalue"), "λ₁", COLOURS["dominant"]),
-            Line(self._steps, self._eigenvalues("smallest_dominant_eigenvalue"), "λ_k", COLOURS["accent"]),
-            Line(self._steps, 2.0 / self._in_use, "2/η", COLOURS["exact"], 1.6, "dash"),
+            *_curve(self._steps, self._eigenvalues("largest_eigenvalue"), "λ₁", COLOURS["dominant"]),
+            *_curve(self._steps, self._eigenvalues("smallest_dominant_eigenvalue"), "λ_k", COLOURS["accent"]),
+            *_curve(self._steps, 2.0 / self._in_use, "2/η", COLOURS["exact"], 1.6, "dash"),
         ]
         missing = exactly(float("nan"))
         recoverable = self._curves(lambda row: row.recoverable_loss or missing, "recoverable loss", COLOURS["dominant"])
@@ -182,35 +186,54 @@ class _Shown:
     def _curves(self, quantity: Quantity, label: str, colour: str) -> list[Mark]:
         estimates = [quantity(row) for row in self.smooth]
         value, low, high = (np.array([getattr(e, end) for e in estimates]) for end in ("value", "low", "high"))
-        band = Band(self._smooth_steps, np.maximum(low, _LEAST_SHOWN * value), high, "", colour)
-        line = Line(self._smooth_steps, value, label, colour, 2.0)
-        if self.smooth is self.alone:
-            return [band, line]
-        return [
-            band,
-            Line(self._steps, [quantity(row).value for row in self.alone], "", colour, 0.8, opacity=0.45),
-            line,
-        ]
+        low = np.maximum(low, _LEAST_SHOWN * value)
+        band = Band(self._smooth_steps, low, high, "", colour)
+        lone, nothing = _lone(value), np.full(np.sum(_lone(value)), np.nan)
+        ends = np.stack([low[lone], high[lone], nothing], axis=1).ravel()
+        bars = [Line(np.repeat(self._smooth_steps[lone], 3), ends, "", colour, 1.2)] if lone.any() else []
+        single = [quantity(row).value for row in self.alone] if self.smooth is not self.alone else []
+        thin = _curve(self._steps, single, "", colour, 0.8, opacity=0.45) if single else []
+        return [band, *bars, *thin, *_curve(self._smooth_steps, value, label, colour, 2.0)]
 
     def _regimes(self) -> list[Mark]:
-        """Stripes of equal regime, each halfway to its neighbours; named once."""
+        """Stripes of equal regime where it is resolved, each halfway to its neighbours; named once."""
         rows = list(self.smooth)
-        names = [row.regime.name if row.expansion_holds else _UNTRUSTED for row in rows]
+        names = [_regime(row) for row in rows]
         edges = np.concatenate([self._smooth_steps[:1], _halfway(self._smooth_steps), self._smooth_steps[-1:]])
         stripes: list[Mark] = []
         begin, seen = 0, set[str]()
         for i, name in enumerate(names):
             if i + 1 < len(names) and names[i + 1] == name:
                 continue
-            colour = _REGIMES.get(name, COLOURS["muted"])
-            stripes.append(Shade(float(edges[begin]), float(edges[i + 1]), "" if name in seen else name, colour))
-            seen.add(name)
+            if name != _UNRESOLVED:
+                colour = _REGIMES.get(name, COLOURS["muted"])
+                stripes.append(Shade(float(edges[begin]), float(edges[i + 1]), "" if name in seen else name, colour))
+                seen.add(name)
             begin = i + 1
         return stripes
 
 
+def _regime(row: Measurement) -> str:
+    if not row.expansion_holds:
+        return _UNTRUSTED
+    return row.regime.name if NUMBERS["regime_resolved"][1](row) else _UNRESOLVED
+
+
 def _writer(content: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content)
+
+
+def _curve(x: np.ndarray, y: Any, label: str, colour: str, width: float = 1.8, *style: Any, **more: Any) -> list[Mark]:
+    """A line, with points where it would show nothing: at values whose neighbours are missing."""
+    values = np.asarray(y, dtype=np.float64)
+    lone = _lone(values)
+    points = [Points(x[lone], values[lone], "", colour)] if lone.any() else []
+    return [Line(x, values, label, colour, width, *style, **more), *points]
+
+
+def _lone(values: np.ndarray) -> np.ndarray:
+    there = np.concatenate([[False], np.isfinite(values), [False]])
+    return there[1:-1] & ~there[:-2] & ~there[2:]
 
 
 def _halfway(steps: np.ndarray) -> np.ndarray:

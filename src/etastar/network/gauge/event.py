@@ -87,23 +87,31 @@ def same_batch_after(
 def coupling_of(
     layout: Layout,
     update: Sequence[Tensor],
+    before: Sequence[Tensor],
     after: Sequence[Tensor | None],
     between: Callable[[], tuple[Tensor, list[Tensor | None]]],
 ) -> Tensor:
-    """⟨Pu, HQu⟩ on one batch, in the entry of the subspace: zero where that is invariant, large where it is stale.
+    """What each of Pu and Qu adds to the other's curvature on one batch: zero where P is invariant, large where stale.
+
+    ⟨Pu, HQu⟩ and ⟨Qu, HPu⟩ are equal only at one point. H turns over a step, by T[Pu, Pu, ·], which is nothing to the
+    dominant curvature and a tenth or two of the bulk's: so each is measured, and what is left to the bulk is exactly
+    ⟨Qu, ∇L(θ) − ∇L(θ − Qu)⟩, the curvature that the projected update meets.
 
     Args:
         layout: The parameters, already moved, with a basis.
         update: u.
-        after: g'⁺, the batch's gradient there.
-        between: That gradient at the parameters as they are, to be called where only Pu was made.
+        before: g', the batch's gradient at θ.
+        after: g'⁺, the batch's gradient at θ − u.
+        between: That gradient at the parameters as they are, to be called at θ − Qu.
+
+    Returns:
+        ``(L + 1,)``: per parameter for both together, and ⟨Pu, HQu⟩ in the entry of the subspace.
     """
-    rest = [x - inside for x, inside in zip(update, layout.inside(update), strict=True)]
-    with moved(layout.tensors, rest):
+    inside = layout.inside(update)
+    rest = [x - y for x, y in zip(update, inside, strict=True)]
+    with moved(layout.tensors, inside):
         _, middle = between()
-    found = layout.dots(update, _difference(middle, after))
-    found[:-1] = 0.0
-    return found
+    return layout.dots(rest, _difference(middle, after)) + layout.dots(inside, _difference(before, middle))
 
 
 def read_gradients(source: Sequence[Tensor | None], layout: Layout, scale: float | Tensor) -> list[Tensor | None]:

@@ -271,7 +271,7 @@ class Observer:
             loss, after = again()
             self.pair = same_batch_after(layout, u, second, after, loss - source.loss, step)
             based = layout.slices is not None
-            self.pair.append(coupling_of(layout, u, after, again) if based else torch.zeros_like(self.pair[0]))
+            self.pair.append(coupling_of(layout, u, second, after, again) if based else torch.zeros_like(self.pair[0]))
         self.phase = "after"
 
     def _finish_event(self) -> None:

@@ -9,7 +9,7 @@ from etastar.network.gauge.observer import Observer
 
 __all__ = ["load_state", "save_state"]
 
-_VERSION = 2
+_VERSION = 3
 
 
 def save_state(observer: Observer) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class StepGauge:
     Args:
         optimizer: Any ``torch.optim.Optimizer``; closures, AMP, several groups and late groups are understood.
         basis: Orthonormal ``(P, k)``, rows in the order of the parameters: then also the dominant subspace and the
-            bulk. Replace it during the run through `basis`.
+            bulk, of this very basis: a stale one lets dominant gradient into the bulk. Replace it through `basis`.
         parameters: ``model.named_parameters()``: names for the layers, and the order of the basis; without it, the
             optimizer's order.
         every: Steps per second point, at a random place in each such block. A function given to `second` costs two

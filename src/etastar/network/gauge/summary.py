@@ -241,10 +241,10 @@ class _Window:
         )
 
     def of_the_projection(self, curvature: Mean | None, columns: Array) -> Mean | None:
-        """K of a subspace without what the rest of the update adds, ⟨Pu, HQu⟩ on either side; of all else K itself."""
+        """K of a subspace without what the rest of the update adds, ⟨Pu, HQu⟩ or ⟨Qu, HPu⟩; of all else K itself."""
         if curvature is None or columns[-1] == 0 or not self.has("Pu·HQu"):
             return curvature
-        return curvature - self.mean("Pu·HQu", np.append(np.zeros(columns.size - 1), 1.0))
+        return curvature - self.mean("Pu·HQu", columns)
 
     def first_of(self, features: tuple[str, ...], columns: Array) -> Mean | None:
         """The mean of the first feature that the window has."""

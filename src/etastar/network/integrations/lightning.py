@@ -33,8 +33,8 @@ class AlignmentCallback(Callback):
     is measured as if it had never stopped.
 
     Args:
-        loss_fn: ``loss_fn(module, batch)`` → the mean loss over the samples of the batch, a scalar tensor; without
-            ``module.log``.
+        loss_fn: ``loss_fn(module, batch)`` → the mean loss over the samples of the batch, a scalar tensor. What it
+            says by ``module.log`` is not logged: a measurement's evaluations are none of the run's.
         curvature_batches: As `AlignmentMeter` takes them; moved to the module's device.
         batch_size: b, all samples behind one optimizer step: those of all accumulated batches together.
         path: Where to write the history while the run goes, see `AlignmentMeter.attach`.
@@ -104,11 +104,35 @@ class AlignmentCallback(Callback):
         for name in {"gradient_batches"} & options.keys():
             options[name] = [move_data_to_device(batch, module.device) for batch in options[name]]
         batches = [move_data_to_device(batch, module.device) for batch in self._batches]
-        return AlignmentMeter(module, self._loss_fn, batches, **options)
+        return AlignmentMeter(module, _unlogged(self._loss_fn), batches, **options)
 
     def _detach(self, measure: bool) -> None:
         if self._handle is not None:
             self._handle.remove(measure=measure)
+
+
+def _unlogged(loss_fn: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """The loss with ``module.log`` switched off, also in modules within; `log_dict` goes through it."""
+
+    def evaluate(module: LightningModule, batch: Any) -> Tensor:
+        spoken = [part.__dict__ for part in module.modules() if isinstance(part, LightningModule)]
+        kept = [names.get("log") for names in spoken]
+        try:
+            for names in spoken:
+                names["log"] = _say_nothing
+            return loss_fn(module, batch)
+        finally:
+            for names, log in zip(spoken, kept, strict=True):
+                if log is None:
+                    del names["log"]
+                else:
+                    names["log"] = log
+
+    return evaluate
+
+
+def _say_nothing(*_: Any, **__: Any) -> None:
+    """In the place of ``module.log``."""
 
 
 class _Loggers:

@@ -146,8 +146,21 @@ class Calibration:
     @property
     def paired_errors(self) -> list[float]:
         """|paired/measured − 1| of η* at the checkpoints where real steps turn; inf where nothing was predicted."""
-        found = [row for row in self.rows if row.compared["η*"].measured.found]
-        ratios = [row.compared["η*"].paired / row.compared["η*"].measured.value for row in found]
+        return self.paired_errors_trusted + self.paired_errors_apart
+
+    @property
+    def paired_errors_trusted(self) -> list[float]:
+        """Those of checkpoints where higher orders move η* by little, so that the meter trusts it."""
+        return self._paired_errors(trusted=True)
+
+    @property
+    def paired_errors_apart(self) -> list[float]:
+        """Those of the other checkpoints: the meter gives no η* there."""
+        return self._paired_errors(trusted=False)
+
+    def _paired_errors(self, trusted: bool) -> list[float]:
+        found = [row.compared["η*"] for row in self.rows if row.trusted == trusted]
+        ratios = [one.paired / one.measured.value for one in found if one.measured.found]
         return [abs(ratio - 1.0) if np.isfinite(ratio) else float("inf") for ratio in ratios]
 
     @property
