@@ -63,12 +63,12 @@ def network_of(build, outputs):
 
 
 def last(network, steps):
-    *_, checkpoint = checkpoints(network, 2, steps, 0.02, B, 2, 0, 0)
+    *_, checkpoint = checkpoints(network, 2, steps, 0.02, B, 2, len(network.train[0]), 0)
     return checkpoint
 
 
 def test_stops_are_spread_from_early_to_late():
-    seen = [at.step for at in checkpoints(network_of(linear, 1), 4, 1000, 0.02, B, 2, 0, 0)]
+    seen = [at.step for at in checkpoints(network_of(linear, 1), 4, 1000, 0.02, B, 2, 20, 0)]
     assert seen == [10, 46, 215, 1000]
 
 
@@ -253,7 +253,7 @@ def test_signs_are_judged_where_both_sides_decide(tiny):
     assert [decided.predicted_sign(eta) for eta in (0.1, 0.3, 0.5)] == [-1, 0, 1]
     assert decided.real_sign == 1
     assert replace(decided, change_error=0.6).real_sign == 0
-    wrong = replace(calibration, rows=[decided], step_size=0.1)
+    wrong = replace(calibration, rows=[decided], plan=replace(calibration.plan, step_size=0.1))
     assert (wrong.wrong_signs, wrong.signs) == (1, 1)
     assert not all(check.passed for check in calibration_section(wrong).checks)
 

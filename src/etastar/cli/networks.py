@@ -73,25 +73,20 @@ def train(
         raise InvalidArgument("checkpoints", checkpoints, "must be at least 1, or 0 for the recipe's own number")
     shared: dict[str, Any] = {"recipe": recipe, "loss": loss, "steps": steps, "step_size": step_size}
     shared |= {"batch_size": batch_size, "rank": rank, "seed": seed, "data": data}
+    forecasts = ForecastPlan(**shared, checkpoints=checkpoints or 10, samples=curvature_samples)
+    calibration = CalibrationPlan(**shared, checkpoints=checkpoints, samples=curvature_samples)
+    for wanted, later in ((forecast, forecasts), (calibrate, calibration)):
+        if wanted:  # refused before a training of minutes, not after it
+            later.load()
     further: list[Section] = []
     with running_history(out) as live, progress_bar() as told:
         result = run(
             TrainingPlan(**shared, every=every, curvature_samples=curvature_samples, metered=meter, live=live), told
         )
         if forecast:
-            further.append(
-                forecast_section(
-                    forecast_decay(
-                        ForecastPlan(**shared, checkpoints=checkpoints or 10, samples=curvature_samples), told
-                    )
-                )
-            )
+            further.append(forecast_section(forecast_decay(forecasts, told)))
         if calibrate:
-            further.append(
-                calibration_section(
-                    run_calibration(CalibrationPlan(**shared, checkpoints=checkpoints, samples=curvature_samples), told)
-                )
-            )
+            further.append(calibration_section(run_calibration(calibration, told)))
         if out is not None:
             write_run(result, out, further)
     if json:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch
 from etastar.errors import InvalidArgument
 from etastar.history import History, Measurement
 from etastar.network import AlignmentMeter, GaugeOutcome, GaugeSummary, StepGauge
-from etastar.recipes.networks import LossName, Network, load_network
+from etastar.recipes.networks import Network, RunPlan, at_least, load_run
 from etastar.uncertainty import Estimate
 
 __all__ = ["TrainedRun", "TrainingPlan", "train"]
@@ -24,38 +24,34 @@ _GAUGE_EVERY = 64  # steps between second gradients: 3 % of a step's cost
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingPlan:
+class TrainingPlan(RunPlan):
     """The options of ``etastar train``; a zero takes the recipe's own value.
 
     Attributes:
-        recipe: One of the named networks.
-        loss: None takes the recipe's first.
-        steps: Of SGD.
-        step_size: η, [parameter²/loss].
-        batch_size: b.
-        rank: k.
         every: Steps between measurements, at least.
         overhead: Share of the run's time that measuring may take; None for no limit.
         curvature_samples: The first so many training samples are the loss that is measured.
         metered: Whether meter and gauge are attached.
-        seed: Of the initialisation and the mini-batches.
-        data: Directory of the recipe's files, where it reads any.
         live: Where to write the history while the run goes.
     """
 
-    recipe: str
-    loss: LossName | None = None
-    steps: int = 0
-    step_size: float = 0.0
-    batch_size: int = 0
-    rank: int = 0
     every: int = 0
     overhead: float | None = None
     curvature_samples: int = 0
     metered: bool = True
-    seed: int = 0
-    data: Path | None = None
     live: Path | None = None
+
+    def load(self) -> tuple[Self, Network]:
+        """As every plan's, with the training samples there are where none are named."""
+        plan, network = load_run(self)
+        own, most = network.settings, len(network.train[0])
+        plan = replace(
+            plan, every=plan.every or own.every, curvature_samples=plan.curvature_samples or own.curvature_samples
+        )
+        at_least(plan, every=1)
+        if not 1 <= plan.curvature_samples <= most:
+            raise InvalidArgument("curvature_samples", plan.curvature_samples, f"must be between 1 and {most}")
+        return plan, network
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,10 +59,7 @@ class TrainedRun:
     """A run and what was measured on the way.
 
     Attributes:
-        plan: What was asked.
-        loss: The loss trained on.
-        step_size: η used, [parameter²/loss].
-        batch_size: b used.
+        plan: What was asked, zeros filled in.
         history: Measurements; empty without the meter.
         steps: Steps at which losses were evaluated, ``(T,)``.
         training_loss: Loss over all training samples, ``(T,)``.
@@ -76,9 +69,6 @@ class TrainedRun:
     """
 
     plan: TrainingPlan
-    loss: LossName
-    step_size: float
-    batch_size: int
     history: History
     steps: list[int]
     training_loss: list[float]
@@ -111,7 +101,7 @@ class TrainedRun:
         }
         return {
             "recipe": self.plan.recipe,
-            "loss": self.loss,
+            "loss": self.plan.loss,
             "seed": self.plan.seed,
             "steps": self.steps,
             "training_loss": [_plain(value) for value in self.training_loss],
@@ -128,66 +118,51 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainedRun:
     Raises:
         InvalidArgument: An unknown recipe, or a number out of range.
     """
-    network = load_network(plan.recipe, plan.loss, plan.seed, plan.data)
-    own = network.settings
-    steps, every = plan.steps or own.steps, plan.every or own.every
-    size, eta = plan.batch_size or own.batch_size, plan.step_size or own.step_size
-    for name, value in (("steps", steps), ("every", every)):
-        if value < 1:
-            raise InvalidArgument(name, value, "must be at least 1")
-    if not 0 < eta <= torch.finfo(torch.float32).max:
-        raise InvalidArgument("step_size", eta, "must be positive, and finite in float32")
-    if not 1 <= size <= len(network.train[0]):
-        raise InvalidArgument("batch_size", size, f"must be between 1 and {len(network.train[0])}")
-    everything, rank = len(network.train[0]), plan.rank or own.rank
-    size_of_all = sum(parameter.numel() for parameter in network.model.parameters())
-    if not 1 <= rank < size_of_all:
-        raise InvalidArgument("rank", rank, f"must be at least 1 and less than the {size_of_all} parameters")
-    curved = network.curvature_batches(plan.curvature_samples)
-    partial = (plan.curvature_samples or own.curvature_samples) < everything
-    optimizer = torch.optim.SGD(network.model.parameters(), lr=eta)
+    plan, network = plan.load()
+    everything = len(network.train[0])
+    partial = plan.curvature_samples < everything
+    optimizer = torch.optim.SGD(network.model.parameters(), lr=plan.step_size)
     meter = handle = gauge = None
     if plan.metered:
         meter = AlignmentMeter(
             network.model,
             network.loss_fn,
-            curved,
-            rank,
+            network.curvature_batches(plan.curvature_samples),
+            plan.rank,
             gradient_batches=network.curvature_batches(everything) if partial else None,
-            every=every,
+            every=plan.every,
             overhead=plan.overhead,
             seed=plan.seed,
         )
-        handle = meter.attach(optimizer, size, path=plan.live)
+        handle = meter.attach(optimizer, plan.batch_size, path=plan.live)
         gauge = StepGauge(
             optimizer,
             parameters=network.model.named_parameters(),
             every=_GAUGE_EVERY,
-            batch_size=size,
+            batch_size=plan.batch_size,
             sampling="independent",
             seed=plan.seed,
         )
-    seen, training, held_out = _run(network, optimizer, steps, size, plan.seed, gauge, progress)
+    seen, training, held_out = _run(network, optimizer, plan, gauge, progress)
     if handle is not None:
         handle.remove()
     history, skipped = (History(), []) if meter is None else (meter.history, meter.skipped)
     summary = None if gauge is None else gauge.summary()
-    return TrainedRun(plan, network.loss, eta, size, history, seen, training, held_out, skipped, summary)
+    return TrainedRun(plan, history, seen, training, held_out, skipped, summary)
 
 
 def _run(
     network: Network,
     optimizer: torch.optim.Optimizer,
-    count: int,
-    size: int,
-    seed: int,
+    plan: TrainingPlan,
     gauge: StepGauge | None,
     progress: Progress | None,
 ) -> tuple[list[int], list[float], list[float]]:
-    generator, second = (torch.Generator().manual_seed(seed + offset) for offset in (0, 1))
+    generator, second = (torch.Generator().manual_seed(plan.seed + offset) for offset in (0, 1))
+    count = plan.steps
 
     def loss_of(source: torch.Generator) -> Callable[[], torch.Tensor]:
-        batch = network.draw(source, size)
+        batch = network.draw(source, plan.batch_size)
         return lambda: network.loss_fn(network.model, batch)
 
     looked = max(1, count // 100)

@@ -64,9 +64,9 @@ def write_run(run: TrainedRun, out: Path, further: Sequence[Section] = ()) -> li
     """
     sections = [*run_sections(run), *further]
     plan = run.plan
-    title = f"{plan.recipe}, {run.loss}: {run.steps[-1]:,} step{'' if run.steps[-1] == 1 else 's'} of SGD"
-    lead = f"Step size {run.step_size:g}, batch size {run.batch_size}, seed {plan.seed}; what the meter saw on the way."
-    page = render_html(title, lead, sections)
+    title = f"{plan.recipe}, {plan.loss}: {run.steps[-1]:,} step{'' if run.steps[-1] == 1 else 's'} of SGD"
+    settings = f"Step size {plan.step_size:g}, batch size {plan.batch_size}, seed {plan.seed}"
+    page = render_html(title, f"{settings}; what the meter saw on the way.", sections)
     figures = [figure for section in sections for figure in section.figures]
     makers: dict[str, Callable[[Path], object]] = {"history.jsonl": run.history.save}
     makers |= {f"{figure.name}.png": _writer(render_png(figure)) for figure in figures}

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from etastar.criteria import loss_thresholds
-from etastar.errors import InvalidArgument
 from etastar.history import Measurement
 from etastar.network.meter import AlignmentMeter
 from etastar.network.noise import sample_noise
@@ -27,7 +26,6 @@ from etastar.recipes.calibration.paired import paired_moments, paired_steps
 from etastar.recipes.calibration.real_steps import RealSteps, measured_step
 from etastar.recipes.calibration.reference import QUANTITIES, reference
 from etastar.recipes.calibration.result import Calibration, CalibrationPlan, CalibrationRow, Compared
-from etastar.recipes.networks import load_network
 
 __all__ = ["calibrate"]
 
@@ -43,19 +41,13 @@ def calibrate(plan: CalibrationPlan, progress: Progress | None = None) -> Calibr
     Raises:
         InvalidArgument: An unknown recipe, or a number out of range.
     """
-    network = load_network(plan.recipe, plan.loss, plan.seed, plan.data)
-    large, settings = is_large(network), network.settings
-    batches = plan.batches or (64 if large else 256)
-    count = plan.checkpoints or (4 if large else 10)
-    again = plan.remeasurements or (4 if large else 20)
-    eta, size = plan.step_size or settings.step_size, plan.batch_size or settings.batch_size
-    rank, steps = plan.rank or settings.rank, plan.steps or settings.steps
-    if count > steps:
-        raise InvalidArgument("checkpoints", count, f"must be at most the {steps} steps of the run")
+    plan, network = plan.load()
+    eta, size = plan.step_size, plan.batch_size
     coverage = {(target, name): Coverage() for target in ("training", "population") for name in QUANTITIES}
     rows: list[CalibrationRow] = []
     meter: AlignmentMeter | None = None
-    for at in checkpoints(network, count, steps, eta, size, rank, plan.samples, plan.seed):
+    count = plan.checkpoints
+    for at in checkpoints(network, count, plan.steps, eta, size, plan.rank, plan.samples, plan.seed):
         done = len(rows)
 
         def told(part: str, done: int = done, step: int = at.step) -> None:
@@ -63,12 +55,14 @@ def calibrate(plan: CalibrationPlan, progress: Progress | None = None) -> Calibr
                 progress(f"step {step:,}: {part}", done, count)
 
         told("the meter")
-        meter = meter or AlignmentMeter(network.model, network.loss_fn, at.batches, rank, overhead=None, seed=plan.seed)
+        meter = meter or AlignmentMeter(
+            network.model, network.loss_fn, at.batches, plan.rank, overhead=None, seed=plan.seed
+        )
         meter.step = at.step
         measured = meter.measure(eta, size)
-        exact = _covered(at, coverage, again, not large, plan.seed, told)
-        rows.append(_row(at, measured, exact, batches, plan.seed, told))
-    return Calibration(plan, eta, size, batches, rows, coverage)
+        exact = _covered(at, coverage, plan.remeasurements, not is_large(network), plan.seed, told)
+        rows.append(_row(at, measured, exact, plan.batches, plan.seed, told))
+    return Calibration(plan, rows, coverage)
 
 
 def _covered(

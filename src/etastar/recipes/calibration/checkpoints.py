@@ -109,14 +109,11 @@ def checkpoints(
     """Train with plain SGD at a constant step and stop `count` times, from early to late, evenly in the logarithm.
 
     Loss, basis and gradient are made anew at each stop; in between the model moves on, so that a checkpoint must be
-    used before the next is asked for. The first `samples` training samples are the loss; 0 takes all of them, or the
-    recipe's curvature samples for a large model.
+    used before the next is asked for. The first `samples` training samples are the loss.
     """
-    large = is_large(network)
-    samples = samples or (network.settings.curvature_samples if large else len(network.train[0]))
     inputs, targets = network.train
     shown = replace(network, train=(inputs[:samples], targets[:samples]))
-    batches = shown.curvature_batches(samples, _CHUNK if large else samples)
+    batches = shown.curvature_batches(samples, _CHUNK if is_large(network) else samples)
     operator = HessianOperator(network.model, network.loss_fn, batches)
     tracker = SubspaceTracker(operator, rank, seed=seed)
     optimizer = torch.optim.SGD(network.model.parameters(), lr=step_size)

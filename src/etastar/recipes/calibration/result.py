@@ -2,61 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
 from etastar.errors import InvalidArgument
+from etastar.recipes.calibration.checkpoints import is_large
 from etastar.recipes.calibration.coverage import Coverage
 from etastar.recipes.calibration.paired import PairedSteps
 from etastar.recipes.calibration.real_steps import MeasuredStep
-from etastar.recipes.networks import LossName
+from etastar.recipes.networks import Network, RunPlan, at_least, load_run
 
 __all__ = ["Calibration", "CalibrationPlan", "CalibrationRow", "Compared"]
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationPlan:
+class CalibrationPlan(RunPlan):
     """What to calibrate; a zero takes the recipe's own value, or the number that the size of the model allows.
 
     Attributes:
-        recipe: Name of the network.
-        loss: None takes the recipe's first.
-        steps: Of the run.
-        step_size: η, [parameter²/loss].
-        batch_size: b.
-        rank: k.
         checkpoints: How many; 10, or 4 for a large model.
         batches: Real mini-batch steps at each; 256, or 64 for a large model.
         remeasurements: At each checkpoint and for each target; 20, or 4 for a large model.
         samples: The first so many training samples are the loss; 0 takes all, or the recipe's curvature samples for a
             large model.
-        seed: Of everything drawn.
-        data: Directory of the recipe's files, for those that read any.
     """
 
-    recipe: str
-    loss: LossName | None = None
-    steps: int = 0
-    step_size: float = 0.0
-    batch_size: int = 0
-    rank: int = 0
     checkpoints: int = 0
     batches: int = 0
     remeasurements: int = 0
     samples: int = 0
-    seed: int = 0
-    data: str | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "rank", "checkpoints", "remeasurements", "samples"):
-            if getattr(self, name) < 0:
-                raise InvalidArgument(name, getattr(self, name), "must not be negative; 0 takes the recipe's own")
-        if self.batches < 0 or self.batches == 1:
-            raise InvalidArgument("batches", self.batches, "must be at least 2 for a standard error; 0 takes 256")
-        if not (np.isfinite(self.step_size) and self.step_size >= 0):
-            raise InvalidArgument("step_size", self.step_size, "must be finite and positive, or 0")
+    def load(self) -> tuple[Self, Network]:
+        """As every plan's."""
+        plan, network = load_run(self)
+        large, most = is_large(network), len(network.train[0])
+        plan = replace(
+            plan,
+            checkpoints=plan.checkpoints or (4 if large else 10),
+            batches=plan.batches or (64 if large else 256),
+            remeasurements=plan.remeasurements or (4 if large else 20),
+            samples=plan.samples or (network.settings.curvature_samples if large else most),
+        )
+        at_least(plan, checkpoints=1, batches=2, remeasurements=1)
+        if plan.checkpoints > plan.steps:
+            raise InvalidArgument("checkpoints", plan.checkpoints, f"must be at most the {plan.steps} steps of the run")
+        if not 1 <= plan.samples <= most:
+            raise InvalidArgument("samples", plan.samples, f"must be between 1 and {most}")
+        return plan, network
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +122,12 @@ class Calibration:
     """What a calibration found.
 
     Attributes:
-        plan: What was asked.
-        step_size: η of the run, [parameter²/loss].
-        batch_size: b of the run.
-        batches: Real mini-batch steps at each checkpoint.
+        plan: What was asked, zeros filled in.
         rows: By checkpoint.
         coverage: By target and quantity.
     """
 
     plan: CalibrationPlan
-    step_size: float
-    batch_size: int
-    batches: int
     rows: list[CalibrationRow]
     coverage: dict[tuple[str, str], Coverage]
 
@@ -172,20 +160,17 @@ class Calibration:
     @property
     def wrong_signs(self) -> int:
         """Checkpoints where the interval of η* excludes the step in use and the real change has the other sign."""
-        return sum(row.predicted_sign(self.step_size) * row.real_sign < 0 for row in self.rows)
+        return sum(row.predicted_sign(self.plan.step_size) * row.real_sign < 0 for row in self.rows)
 
     @property
     def signs(self) -> int:
         """Checkpoints where both the interval and real steps decide the sign."""
-        return sum(row.predicted_sign(self.step_size) * row.real_sign != 0 for row in self.rows)
+        return sum(row.predicted_sign(self.plan.step_size) * row.real_sign != 0 for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; null where a number does not exist."""
         return {
-            "plan": _plain(asdict(self.plan)),
-            "step_size": self.step_size,
-            "batch_size": self.batch_size,
-            "batches": self.batches,
+            "plan": _plain({**asdict(self.plan), "data": None if self.plan.data is None else str(self.plan.data)}),
             "rows": [_plain(asdict(row)) for row in self.rows],
             "coverage": [
                 {

@@ -93,8 +93,8 @@ def calibration_section(calibration: Calibration) -> Section:
     return Section(
         "calibration",
         f"Calibration on real steps: {name}",
-        f"At {len(rows)} checkpoints of a run at η = {calibration.step_size:g}, b = {calibration.batch_size}, "
-        f"{calibration.batches} real mini-batch steps each, the dominant subspace held fixed. Real steps turn the "
+        f"At {len(rows)} checkpoints of a run at η = {plan.step_size:g}, b = {plan.batch_size}, "
+        f"{plan.batches} real mini-batch steps each, the dominant subspace held fixed. Real steps turn the "
         f"[[alignment]] at {len(errors)} of them" + (_WHY_NONE if len(errors) < len(rows) else "."),
         reading="Paired predictions know the mini-batches that were stepped along and derivatives of the loss at the "
         "checkpoint, but no gradient near the steps tested: they show that the expansion carries from the point to the "
@@ -104,7 +104,7 @@ def calibration_section(calibration: Calibration) -> Section:
         checks=list(_checks(calibration)),
         figures=[_figure(calibration)],
         tables=[
-            Table(_TURN_COLUMNS, [_turn_row(row, calibration.step_size) for row in rows], _TURN_CAPTION),
+            Table(_TURN_COLUMNS, [_turn_row(row, plan.step_size) for row in rows], _TURN_CAPTION),
             Table(_ORDER_COLUMNS, [_order_row(row) for row in rows], _ORDER_CAPTION),
             Table(_THRESHOLD_COLUMNS, [cells for row in rows for cells in _threshold_rows(row)], _THRESHOLD_CAPTION),
             Table(_COVERAGE_COLUMNS, _coverage_rows(calibration), _COVERAGE_CAPTION),
@@ -169,7 +169,7 @@ def _panel(calibration: Calibration, name: str) -> Panel:
             COLOURS["exact"],
             [one.measured.standard_error for one in compared],
         ),
-        Reference(calibration.step_size, "y", "η in use"),
+        Reference(calibration.plan.step_size, "y", "η in use"),
     ]
     return Panel("step", f"{name}, step size", marks, _TITLES[name], x_scale="log", y_scale="log")
 

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from etastar.network.curvature import HessianOperator
 from etastar.network.forecast import DecayForecast, LossForecast, decay_forecast
 from etastar.network.producer import Basis
 from etastar.network.subspace import SubspaceTracker
-from etastar.recipes.networks import LossName, Network, load_network
+from etastar.recipes.networks import Network, RunPlan, at_least, load_run
 from etastar.uncertainty import Estimate, mean_of
 
 __all__ = ["WITHIN", "CheckpointForecast", "ForecastPlan", "ForecastRun", "forecast_decay"]
@@ -30,39 +30,37 @@ _SMALL = 100_000  # parameters
 
 
 @dataclass(frozen=True, slots=True)
-class ForecastPlan:
+class ForecastPlan(RunPlan):
     """What to run; a zero takes the recipe's own value.
 
     Attributes:
-        recipe: One of the named networks.
-        loss: None takes the recipe's first.
-        steps: Of the constant-step run.
-        step_size: η, [parameter²/loss].
-        batch_size: b.
-        rank: k.
         checkpoints: How many, evenly spread, the last one at the end: the first part of the run is the transient, in
             which nothing has equilibrated and the noise matters little.
         factor: By what the step is multiplied, and the larger batch divided.
         decayed_steps: T; 0 takes ⌈3/(factor·η·λ_k)⌉ at each checkpoint: until the dominant subspace has settled.
         repeats: Decayed runs at each checkpoint.
         samples: The run has only the first so many training samples, and they are its loss; 0 for all there are.
-        seed: Of initialisation, batches and probes.
-        data: Directory of the recipe's files, where it reads any.
     """
 
-    recipe: str
-    loss: LossName | None = None
-    steps: int = 0
-    step_size: float = 0.0
-    batch_size: int = 0
-    rank: int = 0
     checkpoints: int = 10
     factor: float = 0.1
     decayed_steps: int = 0
     repeats: int = 4
     samples: int = 0
-    seed: int = 0
-    data: str | None = None
+
+    def load(self) -> tuple[Self, Network]:
+        """As every plan's, the network with the training samples of the run alone."""
+        plan, network = load_run(self)
+        most = len(network.train[0])
+        plan = replace(plan, samples=plan.samples or most)
+        at_least(plan, decayed_steps=0, checkpoints=1, repeats=2)
+        if not 1 <= plan.samples <= most:
+            raise InvalidArgument("samples", plan.samples, f"must be between 1 and {most}")
+        if plan.checkpoints > plan.steps:
+            raise InvalidArgument("checkpoints", plan.checkpoints, f"must be at most the {plan.steps} steps of the run")
+        if not 0 < plan.factor < 1:
+            raise InvalidArgument("factor", plan.factor, "must lie between 0 and 1")
+        return plan, replace(network, train=(network.train[0][: plan.samples], network.train[1][: plan.samples]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,18 +152,7 @@ def forecast_decay(plan: ForecastPlan, progress: Progress | None = None) -> Fore
     Raises:
         InvalidArgument: An unknown recipe, or a number out of range.
     """
-    network = load_network(plan.recipe, plan.loss, plan.seed, plan.data)
-    plan = replace(
-        plan,
-        loss=network.loss,
-        steps=plan.steps or network.settings.steps,
-        step_size=plan.step_size or network.step_size,
-        batch_size=plan.batch_size or network.batch_size,
-        rank=plan.rank or network.rank,
-        samples=plan.samples or len(network.train[0]),
-    )
-    _check(plan, len(network.train[0]))
-    network = replace(network, train=(network.train[0][: plan.samples], network.train[1][: plan.samples]))
+    plan, network = plan.load()
     # Small models take all samples at once; large ones no more than a graph can hold.
     batches = network.curvature_batches(plan.samples, 2048 if _parameters(network) < _SMALL else 64)
     operator = HessianOperator(network.model, network.loss_fn, batches)
@@ -265,17 +252,3 @@ def _plain(value: Any) -> float | None:
 def _tell(progress: Progress | None, name: str, done: int, total: int) -> None:
     if progress is not None:
         progress(name, done, total)
-
-
-def _check(plan: ForecastPlan, most: int) -> None:
-    for name, least in (("steps", 1), ("batch_size", 1), ("decayed_steps", 0), ("checkpoints", 1), ("repeats", 2)):
-        if getattr(plan, name) < least:
-            raise InvalidArgument(name, getattr(plan, name), f"must be at least {least}")
-    if not 1 <= plan.samples <= most:
-        raise InvalidArgument("samples", plan.samples, f"must be between 1 and {most}")
-    if plan.checkpoints > plan.steps:
-        raise InvalidArgument("checkpoints", plan.checkpoints, f"must be at most the {plan.steps} steps of the run")
-    if not (math.isfinite(plan.step_size) and plan.step_size > 0):
-        raise InvalidArgument("step_size", plan.step_size, "must be finite and positive")
-    if not 0 < plan.factor < 1:
-        raise InvalidArgument("factor", plan.factor, "must lie between 0 and 1")
