@@ -7,6 +7,7 @@ import etastar
 import etastar.quadratic
 
 ETASTAR = """
+    BatchAdvice BatchOutcome BatchSize batch_size_advice
     Coupling CriticalStep CurvatureMoments Descent Estimate EtastarError History InvalidArgument InvalidFile LossChange
     LossThresholds Measurement MissingExtra Outcome Regime SplitMoments StepBudget SubspaceBudget SubspaceMoments
     UnstableStep alignment alignment_after alignment_change chi critical_step_size jackknife loss_border loss_change

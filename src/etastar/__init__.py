@@ -7,6 +7,7 @@ such moments, ``etastar.claims`` audits the paper (arXiv 2601.11789). Importing 
 
 from __future__ import annotations
 
+from etastar.advice import BatchAdvice, BatchOutcome, BatchSize, batch_size_advice
 from etastar.budget import StepBudget, SubspaceBudget, step_budget
 from etastar.criteria import (
     CriticalStep,
@@ -32,6 +33,9 @@ from etastar.uncertainty import Estimate, jackknife
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchAdvice",
+    "BatchOutcome",
+    "BatchSize",
     "Coupling",
     "CriticalStep",
     "CurvatureMoments",
@@ -55,6 +59,7 @@ __all__ = [
     "alignment",
     "alignment_after",
     "alignment_change",
+    "batch_size_advice",
     "chi",
     "critical_step_size",
     "jackknife",

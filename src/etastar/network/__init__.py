@@ -15,21 +15,27 @@ except ImportError as error:
     raise MissingExtra("etastar.network", "network") from error
 
 from etastar.network.curvature import GaussNewtonOperator, HessianOperator
+from etastar.network.decisions import Decision, DecisionOutcome, load_decisions
 from etastar.network.explored import SymmetricOperator
 from etastar.network.findings import Finding, PreflightReport, Severity
 from etastar.network.forecast import DecayForecast, ForecastOutcome, LossForecast, decay_forecast
 from etastar.network.gauge import GaugeOutcome, GaugePart, GaugeSummary, StepGauge
+from etastar.network.ledger import LedgerEntry, LedgerSummary, UpdateLedger
 from etastar.network.meter import AlignmentMeter, MeterHandle, Tracker
 from etastar.network.parameters import ParameterVector
 from etastar.network.preflight import preflight
 from etastar.network.projection import ProjectedOptimizer, ScaledOptimizer
+from etastar.network.schedule import CriticalStepSizeLR
 from etastar.network.search import Goal
 from etastar.network.subspace import Subspace, SubspaceOutcome, SubspaceTracker
 from etastar.network.two_rate import RateOutcome, Rates, TwoRateSGD
 
 __all__ = [
     "AlignmentMeter",
+    "CriticalStepSizeLR",
     "DecayForecast",
+    "Decision",
+    "DecisionOutcome",
     "Finding",
     "ForecastOutcome",
     "GaugeOutcome",
@@ -38,6 +44,8 @@ __all__ = [
     "GaussNewtonOperator",
     "Goal",
     "HessianOperator",
+    "LedgerEntry",
+    "LedgerSummary",
     "LossForecast",
     "MeterHandle",
     "ParameterVector",
@@ -54,6 +62,8 @@ __all__ = [
     "SymmetricOperator",
     "Tracker",
     "TwoRateSGD",
+    "UpdateLedger",
     "decay_forecast",
+    "load_decisions",
     "preflight",
 ]

@@ -109,7 +109,7 @@ class TwoRateSGD(WrappedOptimizer):
         params: As ``torch.optim.SGD`` takes them; they must hold all that the meter measures. Groups may differ in
             weight decay only.
         meter: Of the model that is trained, with ``overhead=None``: when it measures must not depend on the clock.
-            Cheap enough for this: ``third_derivative=False, probes=4, every=100``.
+            Cheap enough for this: 64 curvature samples, ``third_derivative=False, probes=4, every=200, tolerance=0.3``.
         batch_size: b, all samples behind one step, [samples].
         lr: The knob: what momentum SGD would take, a number or a tensor; schedulers may change it.
         momentum: β, between 0 and 1.

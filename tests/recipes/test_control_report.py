@@ -1,0 +1,108 @@
+"""The report of a controlled run: what it says is what was decided, and the files are there."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from etastar import History, InvalidArgument
+from etastar.network import AlignmentMeter
+from etastar.network.decisions import Decision, DecisionOutcome
+from etastar.network.ledger import UpdateLedger
+from etastar.recipes.control_report import ControlledRun, control_sections, write_control
+from etastar.report.figures import Line, Points, Reference
+
+
+def squared(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def decision(step, outcome, acted=False):
+    proposed = 0.03 if outcome.decays else 0.1
+    evidence = {"bulk η/η_S": (0.9, 0.85, 1.1), "dominant η/η_S": (1.0, float("nan"), float("nan"))}
+    return Decision(step, 0.1, proposed, acted, outcome, evidence)
+
+
+@pytest.fixture(scope="module")
+def run():
+    torch.manual_seed(0)
+    model = nn.Linear(6, 2)
+    data = torch.randn(40, 6), torch.randn(40, 2)
+    meter = AlignmentMeter(model, squared, [data], 2, overhead=None, third_derivative=False, probes=3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    ledger = UpdateLedger(meter, [data])
+    stream, losses = torch.Generator().manual_seed(0), []
+    for step in range(24):
+        draws = [torch.randint(40, (5,), generator=stream) for _ in range(5)]
+        if step % 2 == 0:
+            meter.step = step
+            ledger.check(optimizer, [tuple(part[drawn] for part in data) for drawn in draws])
+        optimizer.zero_grad()
+        squared(model, tuple(part[draws[0]] for part in data)).backward()
+        optimizer.step()
+        losses.append(squared(model, data).item())
+    DESCENDS, DONE = DecisionOutcome.DESCENDS, DecisionOutcome.EQUILIBRATED
+    decisions = [decision(8, DESCENDS), decision(10, DESCENDS), decision(12, DONE, acted=True), decision(20, DONE),
+                 decision(22, DONE)]  # fmt: skip
+    rates = [0.1] * 12 + [0.03] * 12
+    return ControlledRun("<b>run</b>", list(range(24)), losses, rates, meter.history, decisions, losses, ledger)
+
+
+def test_looks_that_agree_are_one_row_and_an_act_its_own(run):
+    control, _ = control_sections(run)
+    rows = control.tables[0].rows
+    assert [row[0] for row in rows] == ["8 to 10 (2 looks)", "12", "20 to 22 (2 looks)"]
+    assert "acted: 0.1 → 0.03" in rows[1][2]
+    assert rows[0][3] == "bulk η/η_S 0.9 (0.85 to 1.1); dominant η/η_S unresolved"
+    assert control.finding.startswith("The controller looked 5 times and acted 1 time.")
+
+
+def test_decisions_to_decay_are_marked_once(run):
+    marks = control_sections(run)[0].figures[0].panels[1].marks
+    assert [mark.value for mark in marks if isinstance(mark, Reference)] == [12.0, 20.0]
+    in_use = next(mark for mark in marks if isinstance(mark, Line) and mark.label == "η in use")
+    assert list(in_use.y) == run.step_sizes
+
+
+def test_the_dominant_share_is_that_of_the_mini_batch_gradient(run):
+    panel = control_sections(run)[0].figures[1].panels[0]
+    shown = next(mark for mark in panel.marks if isinstance(mark, Line) and mark.label.startswith("of the update"))
+    rows = list(run.history)
+    for index, window in ((0, rows[:6]), (-1, rows[6:])):  # six measurements on either side of the decay
+        means = History(window).window(6).moments.mean(0)
+        parts = [float(side.signal.zeroth + side.noise.zeroth) for side in (means.dominant, means.bulk)]
+        assert shown.y[index] == pytest.approx(parts[0] / sum(parts), rel=1e-9)
+    assert len(shown.y) == 2
+
+
+def test_the_ledger_is_shown_with_its_ratios(run):
+    section = control_sections(run)[1]
+    assert section.data["bulk"]["ratio"] == run.ledger.summary()[1].ratio
+    points = next(mark for mark in section.figures[0].panels[2].marks if isinstance(mark, Points))
+    said, seen = (run.ledger.columns()[f"{name}_full"] for name in ("predicted", "measured"))
+    near = np.abs(said) <= 20 * np.median(np.abs(said))
+    np.testing.assert_array_equal(points.y, seen[near])
+    assert ("are in the table only" in section.figures[0].caption) == (not near.all())
+
+
+def test_page_and_pictures_are_written(run, tmp_path):
+    *pictures, page = write_control(run, tmp_path / "new")
+    assert [picture.name for picture in pictures] == ["control.png", "shares.png", "ledger.png"]
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    text = page.read_text(encoding="utf-8")
+    assert "<b>run</b>" not in text
+    assert "no part of the update lowers" in text
+
+
+def test_a_run_that_was_only_advised_and_never_measured():
+    advised = ControlledRun("", [0, 1], [1.0, 0.5], [0.1, 0.1], History(), [decision(3, DecisionOutcome.EQUILIBRATED)])
+    (section,) = control_sections(advised)
+    assert "called for a decay 1 time and never acted" in section.finding
+    assert len(section.figures) == 1
+
+
+def test_lengths_that_differ_are_refused():
+    with pytest.raises(InvalidArgument, match=r"steps: got \[2, 1, 2, 2\]"):
+        ControlledRun("", [0, 1], [1.0], [0.1, 0.1], History(), [])
+    with pytest.raises(InvalidArgument, match="steps"):
+        ControlledRun("", [], [], [], History(), [])
