@@ -1,17 +1,18 @@
-"""Worker processes that leave Ctrl-C to the command that started them.
+"""Worker processes that live and die with the command that started them.
 
-A terminal sends the interrupt to every process. Workers that are still starting would print a traceback each; these
-ignore it from their first instruction, and end because their pool is given up.
+A terminal sends Ctrl-C to every process: workers that are still starting would print a traceback each, so they ignore
+it from their first instruction. They end with their pool, also where that is left by an error, and with its process.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 
 class WorkerPool(ProcessPoolExecutor):
-    """A pool of spawned processes; leaving its ``with`` block early gives up what has not begun, without waiting.
+    """A pool of spawned processes. Leaving its ``with`` block by an error ends them at once, whatever they are at.
 
     Args:
         workers: Processes, started as jobs come.
@@ -33,7 +34,7 @@ class WorkerPool(ProcessPoolExecutor):
     def __init__(
         self, workers: int, initializer: Callable[..., object] | None = None, arguments: tuple[Any, ...] = ()
     ) -> None:
-        super().__init__(workers, get_context("spawn"), initializer, arguments)
+        super().__init__(workers, get_context("spawn"), _begin, (initializer, arguments))
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """As the executor's; a process that starts now ignores interrupts."""
@@ -43,7 +44,24 @@ class WorkerPool(ProcessPoolExecutor):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        processes = list((self._processes or {}).values())
         self.shutdown(wait=kind is None, cancel_futures=kind is not None)
+        if kind is not None:
+            for process in processes:
+                process.terminate()
+
+
+def _begin(initializer: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if initializer is not None:
+        initializer(*arguments)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would go on for hours, or wait for work for ever."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def test_progress_counts_up(progress):
 def test_the_promised_files_are_written_and_no_other(reproduction, written):
     out, paths = written
     pictures = [f"{figure.name}.png" for section in reproduction.sections for figure in section.figures]
-    assert [path.name for path in paths] == [*pictures, "results.json", "report.html"]
+    assert [path.name for path in paths] == ["results.json", *pictures, "report.html"]
     assert len(set(pictures)) == len(pictures) == 18
     assert sorted(contents(out)) == sorted(path.name for path in paths)
 
@@ -169,7 +169,7 @@ def test_an_old_report_stays_whole_when_writing_fails(monkeypatch, tmp_path, pla
 
     with monkeypatch.context() as patch:
         if place == "render_png":
-            patch.setattr(recipe, "render_png", fail)
+            patch.setattr("etastar.report.written.render_png", fail)
         elif place == "replace":
             patch.setattr(Path, "replace", fail)
         else:

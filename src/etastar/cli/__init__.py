@@ -17,6 +17,7 @@ from typing import Any
 import tyro
 
 from etastar import __version__
+from etastar.cli.experiments import contest, tiny_subspaces
 from etastar.cli.laboratory import diagram, lab
 from etastar.cli.networks import doctor, train
 from etastar.cli.paper import audit, reproduce
@@ -24,6 +25,9 @@ from etastar.errors import EtastarError, InvalidArgument
 from etastar.terminal import end_workers, one_line, printable
 
 __all__ = ["main"]
+
+# Commands of their own, found under the one that they belong to.
+_NESTED = {("lab", "diagram"), ("train", "tiny-subspaces"), ("train", "contest")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,8 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "lab": lab,
         "diagram": diagram,
         "train": train,
+        "tiny-subspaces": tiny_subspaces,
+        "contest": contest,
         "doctor": doctor,
     }
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]  # closed by whoever started us
+        sys.stdout = io.StringIO()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Greek letters is no reason to fail
@@ -55,17 +63,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         end_workers()
         print("etastar: interrupted; nothing half-written is left behind", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has closed it; python would complain once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except OSError as error:
+        if error.filename is not None:  # files answer for themselves: this is a mistake of ours
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # python would complain once more at exit
+        if isinstance(error, BrokenPipeError):  # the reader of our output has closed it
+            return 141
+        print(f"etastar: stdout: cannot be written: {error.strerror}; redirect it elsewhere", file=sys.stderr)
+        return 2
 
 
 def _parse_and_run(commands: dict[str, Callable[..., int]], arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(f"etastar {__version__}")
         return 0
-    if arguments[:2] == ["lab", "diagram"]:
+    if tuple(arguments[:2]) in _NESTED:
         arguments = arguments[1:]
+    _refuse_empty(arguments)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -81,6 +95,15 @@ def _parse_and_run(commands: dict[str, Callable[..., int]], arguments: list[str]
         print(f"etastar: {one_line(complaint.getvalue())}", file=sys.stderr)
         return 2
     return run()
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """An empty value comes from a variable of a shell that is not set, and would be taken for the current directory."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, assigned, value = argument.partition("=")
+        if not argument or (option.startswith("--") and assigned and not value):
+            named = option or (before if before.startswith("--") else "argument")
+            raise InvalidArgument(named.lstrip("-"), "", "must not be empty")
 
 
 def _deferred(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from etastar.errors import InvalidArgument
-from etastar.files import write_together
 from etastar.history import History, Measurement
 from etastar.network.decisions import Decision
 from etastar.network.ledger import PARTS, UpdateLedger
@@ -30,8 +29,7 @@ from etastar.report import (
     Reference,
     Section,
     Table,
-    render_html,
-    render_png,
+    write_report,
 )
 from etastar.uncertainty import Estimate, exactly
 
@@ -94,11 +92,8 @@ def write_control(run: ControlledRun, out: str | Path) -> list[Path]:
     Raises:
         InvalidFile: A directory that cannot be written.
     """
-    sections = control_sections(run)
-    page = render_html(run.name, "A controlled run: what was decided, and from what.", sections)
-    figures = [figure for section in sections for figure in section.figures]
-    pictures = {f"{figure.name}.png": _writer(render_png(figure)) for figure in figures}
-    return write_together(out, {**pictures, "control.html": _writer(page.encode())})
+    lead = "A controlled run: what was decided, and from what."
+    return write_report(out, "control.html", run.name, lead, control_sections(run))
 
 
 def control_sections(run: ControlledRun) -> list[Section]:
@@ -265,7 +260,3 @@ def _ledger_section(ledger: UpdateLedger) -> Section:
         tables=[Table(_LEDGER, rows)],
         data={one.part: {"ratio": one.ratio, "error": one.ratio_error} for one in summaries},
     )
-
-
-def _writer(content: bytes) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(content)

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from etastar.claims import audit
-from etastar.files import write_together
 from etastar.recipes.beyond import beyond_the_paper
 from etastar.recipes.claims_audit import audit_section
 from etastar.recipes.demonstrations import demonstrations
 from etastar.recipes.paper_figures import paper_sections, run_paper
 from etastar.recipes.real_least_squares import real_section
-from etastar.report import Figure, Section, render_html, render_png
+from etastar.report import Section, write_report
 
 __all__ = ["Reproduction", "reproduce", "write_reproduction"]
 
@@ -119,29 +118,26 @@ def _silent(_name: str, _done: int, _total: int) -> None:
 
 
 def write_reproduction(reproduction: Reproduction, out: str | Path) -> list[Path]:
-    """Write PNGs, ``results.json`` and, last, ``report.html``, all or none; returns their paths.
+    """Write ``results.json``, PNGs and, last, ``report.html``, all or none; returns their paths.
 
     Raises:
         InvalidFile: The directory cannot be written.
     """
-    figures = [figure for section in reproduction.sections for figure in section.figures]
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in reproduction.seconds.items())
     footer = (
         f"etastar {version('etastar')} · seed {reproduction.seed} · {seconds}\nRemake it with: {reproduction.command}"
     )
-    page = render_html(reproduction.title, reproduction.lead, reproduction.sections, footer)
     results = json.dumps(reproduction.results(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    dpi = 80 if reproduction.quick else 150
-
-    def picture(figure: Figure) -> Callable[[Path], object]:
-        return lambda path: path.write_bytes(render_png(figure, dpi))
-
-    pictures = {f"{figure.name}.png": picture(figure) for figure in figures}
-    texts: dict[str, Callable[[Path], object]] = {
-        "results.json": lambda path: path.write_text(results, encoding="utf-8"),
-        "report.html": lambda path: path.write_text(page, encoding="utf-8"),
-    }
-    return write_together(out, pictures | texts)
+    return write_report(
+        out,
+        "report.html",
+        reproduction.title,
+        reproduction.lead,
+        reproduction.sections,
+        files={"results.json": results},
+        footer=footer,
+        dpi=80 if reproduction.quick else 150,
+    )
 
 
 def _section_results(section: Section) -> dict[str, Any]:

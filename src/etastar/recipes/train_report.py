@@ -5,16 +5,16 @@ Further sections (decay forecast, calibration) come from their own recipes and j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from etastar.errors import InvalidArgument, InvalidFile
-from etastar.files import output_directory, write_together
+from etastar.files import output_directory
 from etastar.network.gauge.part import GaugePart
 from etastar.network.gauge.summary import GaugeSummary
 from etastar.recipes.train import TrainedRun
-from etastar.report import COLOURS, Column, Figure, Line, Panel, Section, Table, render_html, render_png, run_section
+from etastar.report import COLOURS, Column, Figure, Line, Panel, Section, Table, run_section, write_report
 from etastar.uncertainty import Estimate
 
 __all__ = ["run_sections", "running_history", "write_run"]
@@ -66,11 +66,8 @@ def write_run(run: TrainedRun, out: Path, further: Sequence[Section] = ()) -> li
     plan = run.plan
     title = f"{plan.recipe}, {plan.loss}: {run.steps[-1]:,} step{'' if run.steps[-1] == 1 else 's'} of SGD"
     settings = f"Step size {plan.step_size:g}, batch size {plan.batch_size}, seed {plan.seed}"
-    page = render_html(title, f"{settings}; what the meter saw on the way.", sections)
-    figures = [figure for section in sections for figure in section.figures]
-    makers: dict[str, Callable[[Path], object]] = {"history.jsonl": run.history.save}
-    makers |= {f"{figure.name}.png": _writer(render_png(figure)) for figure in figures}
-    return write_together(out, {**makers, "run.html": _writer(page.encode())})
+    lead = f"{settings}; what the meter saw on the way."
+    return write_report(out, "run.html", title, lead, sections, files={"history.jsonl": run.history.save})
 
 
 def run_sections(run: TrainedRun) -> list[Section]:
@@ -114,7 +111,3 @@ def _in_short(estimate: Estimate) -> str:
     if not estimate.resolved:
         return "unresolved"
     return f"{estimate.value:.3g} ({estimate.low:.3g} to {estimate.high:.3g})"
-
-
-def _writer(content: bytes) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(content)

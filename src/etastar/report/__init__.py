@@ -9,6 +9,7 @@ from etastar.report.document import Check, Column, Section, Table, render_html
 from etastar.report.figures import COLOURS, Band, Cells, Figure, Label, Line, Panel, Points, Reference, Shade, sequence
 from etastar.report.png import render_png
 from etastar.report.run import run, run_section
+from etastar.report.written import write_report
 
 __all__ = [
     "COLOURS",
@@ -30,4 +31,5 @@ __all__ = [
     "run",
     "run_section",
     "sequence",
+    "write_report",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import count
@@ -79,7 +79,7 @@ class Section:
         return all(check.passed for check in self.checks)
 
 
-def render_html(title: str, lead: str, sections: list[Section], footer: str = "") -> str:
+def render_html(title: str, lead: str, sections: Sequence[Section], footer: str = "") -> str:
     """The whole page; figures are zoomable, and nothing is fetched.
 
     Args:

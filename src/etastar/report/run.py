@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from etastar.errors import InvalidArgument
-from etastar.files import write_together
 from etastar.history import History, Measurement
 from etastar.measurement import ThresholdEstimates
 from etastar.quantities import ESTIMATES, NUMBERS
-from etastar.report.document import Column, Section, Table, render_html
+from etastar.report.document import Column, Section, Table
 from etastar.report.figures import COLOURS, Band, Figure, Line, Mark, Panel, Points, Reference, Shade
-from etastar.report.png import render_png
+from etastar.report.written import write_report
 from etastar.uncertainty import Estimate, exactly
 
 __all__ = ["run", "run_section"]
@@ -51,10 +50,8 @@ def run(history: History, out: str | Path) -> list[Path]:
         InvalidArgument: An empty history.
         InvalidFile: A directory that cannot be written.
     """
-    section = run_section(history)
-    page = render_html("A run, measured", "The [[alignment]] and the steps that matter.", [section])
-    pictures = {f"{figure.name}.png": _writer(render_png(figure)) for figure in section.figures}
-    return write_together(out, {**pictures, "run.html": _writer(page.encode())})
+    lead = "The [[alignment]] and the steps that matter."
+    return write_report(out, "run.html", "A run, measured", lead, [run_section(history)])
 
 
 def run_section(history: History, window: int = 8) -> Section:
@@ -217,10 +214,6 @@ def _regime(row: Measurement) -> str:
     if not row.expansion_holds:
         return _UNTRUSTED
     return row.regime.name if NUMBERS["regime_resolved"][1](row) else _UNRESOLVED
-
-
-def _writer(content: bytes) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(content)
 
 
 def _curve(x: np.ndarray, y: Any, label: str, colour: str, width: float = 1.8, *style: Any, **more: Any) -> list[Mark]:

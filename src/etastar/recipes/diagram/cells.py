@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from etastar.errors import InvalidArgument
-from etastar.files import write_together
 from etastar.quadratic import Quadratic, Spectrum
 from etastar.quadratic.arguments import finite_number, whole_number
-from etastar.report import Cells, Figure, Label, Line, Panel, Section, Table, render_html, render_png
+from etastar.report import Cells, Figure, Label, Line, Panel, Section, Table, write_report
 
 __all__ = [
     "GREY",
@@ -175,17 +174,10 @@ class Diagram:
 
     def write(self, out: str | Path) -> list[Path]:
         """Write ``diagram.json``, ``diagram.png`` and ``diagram.html`` into a directory, all or none."""
-        section = self.section()
-        page = render_html(self.title, "Phase diagram of a quadratic, exact.", [replace(section, title="Diagram")])
+        section = replace(self.section(), title="Diagram")
         told = json.dumps(self.to_json(), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-        return write_together(
-            out,
-            {
-                "diagram.json": lambda path: path.write_text(told + "\n", encoding="utf-8"),
-                "diagram.png": lambda path: path.write_bytes(render_png(section.figures[0])),
-                "diagram.html": lambda path: path.write_text(page, encoding="utf-8"),
-            },
-        )
+        lead, files = "Phase diagram of a quadratic, exact.", {"diagram.json": told + "\n"}
+        return write_report(out, "diagram.html", self.title, lead, [section], files=files)
 
     def _panel(self, one: CellMap) -> Panel:
         names, colours = ([getattr(c, what) for c in one.categories] for what in ("text", "colour"))

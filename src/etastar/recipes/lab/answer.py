@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 import etastar
 from etastar.errors import InvalidArgument
-from etastar.files import write_together
 from etastar.quadratic import Curve, Phases, expected_alignment
 from etastar.recipes.lab.question import LabQuestion, pose, stable_below, times_of
 from etastar.report import (
@@ -24,8 +23,7 @@ from etastar.report import (
     Section,
     Shade,
     Table,
-    render_html,
-    render_png,
+    write_report,
 )
 
 __all__ = ["COLUMNS", "LabAnswer", "ask", "write_answer"]
@@ -225,16 +223,8 @@ def ask(question: LabQuestion) -> LabAnswer:
 
 def write_answer(answer: LabAnswer, out: str | Path) -> list[Path]:
     """Write ``curve.csv``, ``lab.png`` and ``lab.html`` into a directory, all or none; returns their paths."""
-    section = answer.section()
-    page = render_html("etastar lab", "Exact, in closed form.", [section])
-    return write_together(
-        out,
-        {
-            "curve.csv": answer.curve.to_csv,
-            "lab.png": lambda path: path.write_bytes(render_png(section.figures[0])),
-            "lab.html": lambda path: path.write_text(page, encoding="utf-8"),
-        },
-    )
+    lead, files = "Exact, in closed form.", {"curve.csv": answer.curve.to_csv}
+    return write_report(out, "lab.html", "etastar lab", lead, [answer.section()], files=files)
 
 
 def _regime_stripes(curve: Curve, label: str) -> list[Shade]:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from etastar.errors import InvalidArgument
+from etastar.recipes.networks.cifar import load_cifar
 from etastar.recipes.networks.digits import load_digits
 from etastar.recipes.networks.mnist import load_mnist
-from etastar.recipes.networks.models import Transformer, digits_cnn, tanh_mlp
+from etastar.recipes.networks.models import Transformer, cifar_cnn, digits_cnn, tanh_mlp
 from etastar.recipes.networks.network import LossName, Network, Samples, Settings
 from etastar.recipes.networks.text import CONTEXT, VOCABULARY, load_text
 
@@ -58,7 +59,7 @@ def load_network(name: str, loss: LossName | None = None, seed: int = 0, data: s
     """
     if not 0 <= seed < _SEEDS:
         raise InvalidArgument("seed", seed, f"must be between 0 and {_SEEDS - 1}")
-    recipe = NETWORKS.get(name)
+    recipe = NETWORKS.get(name) or _PROTOCOL_ONLY.get(name)
     if recipe is None:
         raise InvalidArgument("recipe", name, f"must be one of {', '.join(NETWORKS)}")
     loss = next(iter(recipe.settings)) if loss is None else loss
@@ -111,4 +112,9 @@ NETWORKS: dict[str, Recipe] = {
         {"cross-entropy": Settings(0.1, 16, 2, 800, 200, 256)},
         watched=128,
     ),
+}
+
+# Settings that a protocol prescribes, not found by trial: no choice of ``etastar train``.
+_PROTOCOL_ONLY: dict[str, Recipe] = {
+    "cifar5k-cnn": Recipe(cifar_cnn, load_cifar, {"mse": Settings(0.001, 50, 10, 20_000, 200, 256)}, reads_files=True),
 }

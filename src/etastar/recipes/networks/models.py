@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Transformer", "digits_cnn", "tanh_mlp"]
+__all__ = ["Transformer", "cifar_cnn", "digits_cnn", "tanh_mlp"]
 
 
 def tanh_mlp(*widths: int) -> nn.Module:
@@ -33,6 +33,20 @@ def digits_cnn() -> nn.Module:
         nn.AvgPool2d(2),
         nn.Flatten(),
         nn.Linear(64, 10),
+    )
+
+
+def cifar_cnn() -> nn.Module:
+    """The tanh network of Cohen et al. (arXiv 2103.00065), two convolutions of 32 filters; ``(n, 3, 32, 32)``."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(2048, 10),
     )
 
 
