@@ -18,6 +18,7 @@ from etastar import (
     SubspaceMoments,
     alignment,
 )
+from etastar.measurement import undecided
 
 
 def moments(dominant=(1.0, 4.0, 16.0), bulk=(3.0, 3.0, 3.0), noise=(0.5, 2.0, 8.0), **more):
@@ -87,7 +88,7 @@ def test_exact_moments_give_a_verdict_in_words(ratio, share, words):
 def test_a_wide_interval_is_unresolved():
     split = SplitMoments.stack([at_ratios(r, 0.01) for r in (0.6, 1.3, 0.7, 1.1)])
     verdict = Measurement(0, 1.0, split).verdict
-    assert verdict.startswith("dominant: unresolved between descending and equilibrated (step is 0.925 of")
+    assert verdict.startswith("dominant: unresolved between descending and raised (step is 0.925 of")
     assert "bulk: still descends" in verdict
 
 
@@ -241,3 +242,15 @@ def test_a_threshold_far_beyond_stability_is_marked():
     assert row.bulk_stability_limit == 1.0
     assert "of its loss threshold, extrapolated beyond 2/λ_{k+1} = 1)" in row.verdict
     assert "extrapolated" not in Measurement(0, 0.1, moments(bulk=(0.1, 1.0, 1.0)), 8, certificate=certificate).verdict
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        ((0.7, 0.9), "descending and equilibrated"),
+        ((0.9, 1.3), "equilibrated and raised"),
+        ((0.7, 1.3), "descending and raised"),
+    ],
+)
+def test_an_open_verdict_names_what_it_is_open_between(interval, words):
+    assert undecided(*interval) == f"unresolved between {words}"

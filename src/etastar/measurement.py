@@ -22,11 +22,11 @@ from etastar.errors import InvalidArgument
 from etastar.moments import Coupling, CurvatureMoments, Descent, SplitMoments, SubspaceMoments
 from etastar.uncertainty import Estimate, critical_step_interval, exactly, jackknife, mean_of
 
-__all__ = ["Measurement", "ThresholdEstimates", "decode", "encode"]
+__all__ = ["EQUILIBRATED", "Measurement", "ThresholdEstimates", "decode", "encode", "undecided"]
 
 Array = npt.NDArray[np.float64]
 Plain = str | int | float | bool
-_EQUILIBRATED = (0.8, 1.25)  # η/η_S inside this band counts as equilibrated
+EQUILIBRATED = (0.8, 1.25)  # η/η_S inside this band counts as equilibrated
 # digits-mlp, both losses, 20 checkpoints: below it η* is always where real steps turn; where none do, 0.41 at least.
 _TRUSTED_SHIFT = 0.2
 _SPELT_OUT = ("nan", "inf", "-inf")  # JSON has no numbers for them
@@ -223,16 +223,25 @@ def _subspace_verdict(
     limit = "limited by " + ("noise" if noise_share.low > 0.5 else "curvature")
     if not (noise_share.low > 0.5 or noise_share.high < 0.5):
         limit = "what limits it unresolved between noise and curvature"
-    if high < _EQUILIBRATED[0]:
+    if high < EQUILIBRATED[0]:
         word = "still descends"
-    elif low > _EQUILIBRATED[1]:
+    elif low > EQUILIBRATED[1]:
         word = f"is raised by this step, {limit}"
-    elif _EQUILIBRATED[0] <= low and high <= _EQUILIBRATED[1]:
+    elif EQUILIBRATED[0] <= low and high <= EQUILIBRATED[1]:
         word = f"has equilibrated, {limit}"
     else:
-        word = "unresolved between descending and equilibrated"
+        word = undecided(low, high)
     far = f", extrapolated beyond 2/λ_{{k+1}} = {stable:.3g}" if threshold.value > stable else ""
     return f"{name}: {word} (step is {ratio:.3g} of its loss threshold{far})"
+
+
+def undecided(low: float, high: float) -> str:
+    """Between which of descending, equilibrated and raised an interval of η/η_S leaves it open, in words."""
+    ends = (
+        "descending" if low < EQUILIBRATED[0] else "equilibrated",
+        "raised" if high > EQUILIBRATED[1] else "equilibrated",
+    )
+    return f"unresolved between {ends[0]} and {ends[1]}"
 
 
 def encode(measurement: Measurement) -> str:

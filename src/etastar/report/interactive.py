@@ -65,6 +65,8 @@ def _add_panel(
     for one, scale in ((x_axis, panel.x_scale), (y_axis, panel.y_scale)):
         if scale == "log":
             one["exponentformat"] = "power"
+    if panel.y_scale == "log":
+        y_axis["nticks"] = 6  # else every digit of every power is labelled, one over the other
     if panel.x_scale == "log" and domain[1] - domain[0] < 0.3:
         x_axis["dtick"] = 1  # whole powers only: a narrow panel has no room for the labels between
     if panel.y_range is not None:

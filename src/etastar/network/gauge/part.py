@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from etastar.measurement import EQUILIBRATED, undecided
 from etastar.uncertainty import Estimate
 
 __all__ = ["GaugeOutcome", "GaugePart", "in_words"]
-
-_EQUILIBRATED = (0.8, 1.25)  # η/η_S inside this band counts as equilibrated, as in etastar.history
 
 
 class GaugeOutcome(Enum):
@@ -75,7 +74,7 @@ def in_words(fraction: Estimate, noise_share: Estimate, slope: Estimate) -> str:
         if slope.resolved and slope.high < 0:
             return "the update points uphill"
         return "not resolved: the slope along the update is lost in the noise of the batches"
-    low, high = _EQUILIBRATED
+    low, high = EQUILIBRATED
     step = f"the step is {fraction.value:.2g} of its loss threshold"
     limit, remedy = "", "a smaller step would lower the loss further"
     if noise_share.resolved and noise_share.low > 0.5:
@@ -90,4 +89,5 @@ def in_words(fraction: Estimate, noise_share: Estimate, slope: Estimate) -> str:
         return f"is raised by this step ({step}){limit}: {remedy}"
     if low <= fraction.low and fraction.high <= high:
         return f"has equilibrated at this step ({step}){limit}: {remedy}"
-    return f"not resolved between descending and raised ({step}, {fraction.low:.2g} to {fraction.high:.2g})"
+    told = undecided(float(fraction.low), float(fraction.high))
+    return f"{told} ({step}, {fraction.low:.2g} to {fraction.high:.2g})"

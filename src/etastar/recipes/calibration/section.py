@@ -61,15 +61,15 @@ _COVERAGE_COLUMNS = [
 ]
 _TURN_CAPTION = (
     "Where the alignment turns: the step size η* at which real steps stop lowering it, beside the meter's own "
-    "prediction, all in units of η. Goal: where the meter's interval excludes the step in use, the predicted direction "
+    "prediction, in the unit of η. Goal: where the meter's interval excludes the step in use, the predicted direction "
     "is the real one."
 )
 _ORDER_CAPTION = (
     "How far the expansion carries: η* by the same real steps, and predicted from their very batches, order by order, "
-    "all in units of η. Goal of the last order: within 1 % (median) and 3 % (worst)."
+    "all in the unit of η. Goal of the last order: within 1 % (median) and 3 % (worst)."
 )
 _THRESHOLD_CAPTION = (
-    "Where an update begins to raise the loss: real updates of each subspace, and both predictions, all in units of η. "
+    "Where an update begins to raise the loss: real updates of each subspace, and both predictions, in the unit of η. "
     "No goal: far beyond 2/λ₁ it must fail."
 )
 _COVERAGE_CAPTION = (
