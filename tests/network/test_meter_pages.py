@@ -101,3 +101,12 @@ def test_the_tables_of_the_page_can_be_printed(example, capsys):
     page = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8").splitlines()
     assert len(set(headings)) == 3
     assert set(headings) <= set(page)
+
+
+def test_the_examples_of_control_print_their_rows(example):
+    """Ten steps: what they find is in docs/scheduling.md and docs/controlling.md."""
+    scheduled = example("critical_step_size_lr")
+    assert scheduled.row("mse", "equilibrated", 10, 0).startswith("| equilibrated | 0 | 0.")
+    parts = [line.split(" | ")[2] for line in scheduled.ledger_rows(0.1, steps=2, every=2, updates=2)]
+    assert parts == ["dominant", "bulk", "full"] * 2
+    assert example("two_rates").row("TwoRateSGD", "mse", 10, 0).startswith("| TwoRateSGD | 0 | 0.")
