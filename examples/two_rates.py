@@ -9,16 +9,17 @@ from torch.optim import SGD
 from etastar.network import AlignmentMeter, HessianOperator, ScaledOptimizer, SubspaceTracker, TwoRateSGD
 from etastar.recipes.networks import load_network
 
-BATCH, EVERY, SAMPLES, RANK, TOLERANCE = 50, 100, 250, 10, 0.1
-KNOBS = {"mse": (0.2, 0.95), "cross-entropy": (0.2, 0.9)}  # lr and momentum
+BATCH, EVERY, SAMPLES, RANK, TOLERANCE, PROBES = 50, 200, 64, 10, 0.3, 4
+LR, MOMENTUM = 0.2, 0.95
+KEPT = 3 * RANK  # vectors that a measurement takes noise along
 
 
-def optimizers(network, lr, momentum):
-    """By name: what makes the optimizer, and what counts the products it spent."""
+def optimizers(network, lr, momentum=MOMENTUM):
+    """By name: what makes the optimizer, and the operator that counts the products it spent."""
     parameters, batches = list(network.model.parameters()), network.curvature_batches(SAMPLES)
 
     def two_rates():
-        cheap = {"tolerance": TOLERANCE, "third_derivative": False, "probes": 4}
+        cheap = {"tolerance": TOLERANCE, "third_derivative": False, "probes": PROBES}
         meter = AlignmentMeter(network.model, network.loss_fn, batches, RANK, every=EVERY, overhead=None, **cheap)
         return TwoRateSGD(parameters, meter=meter, batch_size=BATCH, lr=lr, momentum=momentum), meter.operator
 
@@ -38,9 +39,9 @@ def optimizers(network, lr, momentum):
 
 
 def train(network, optimizer, steps, seed):
-    """Training loss every ten steps, and the share of steps with two rates; None where it diverged."""
+    """Training loss every ten steps, shares of steps with two rates and with `lr` held; None where it diverged."""
     generator, losses = torch.Generator().manual_seed(seed), []
-    apart = 0
+    apart = held = 0
     for step in range(steps):
         loss = network.loss_fn(network.model, network.draw(generator, BATCH))
         if not torch.isfinite(loss):
@@ -48,55 +49,64 @@ def train(network, optimizer, steps, seed):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        apart += isinstance(optimizer, TwoRateSGD) and optimizer.rates.dominant is not None
+        if isinstance(optimizer, TwoRateSGD):
+            apart += optimizer.rates.dominant is not None
+            held += optimizer.rates.bulk < optimizer.param_groups[0]["lr"]
         if step % 10 == 9:
             losses.append(network.losses()[0])
-    return torch.tensor(losses), apart / steps
+    return torch.tensor(losses), f"{apart / steps:.0%} | {held / steps:.0%}"
 
 
-def row(name, loss, steps, seed):
+def gradients(steps, optimizer, operator):
+    """Evaluations of a batch: one a step; a product counts as two of its sample, a measurement's pass over it as 20."""
+    meter = getattr(optimizer, "meter", None)
+    passes = 0 if meter is None else len(meter.history) * (3 + 0.5 * (PROBES + KEPT))
+    return steps + round((2 * (0 if operator is None else operator.products) + passes) * SAMPLES / BATCH)
+
+
+def row(name, chosen, loss, seed):
     """One run as a row of the table.
 
-    Final loss (median of the last hundred steps), held-out loss and accuracy, λ₁, gradients, seconds, and the share of
-    steps with two rates.
+    Final loss (median of the last hundred steps), held-out loss and accuracy, λ₁, gradients, seconds, and the shares of
+    steps with two rates and with lr held.
     """
-    network = load_network("digits-mlp", loss, seed=seed)
-    optimizer, operator = optimizers(network, *KNOBS[loss])[name]()
+    network = load_network(chosen.network, loss, seed=seed)
+    optimizer, operator = optimizers(network, chosen.lr)[name]()
     begin = time.perf_counter()
-    found = train(network, optimizer, steps, seed)
+    found = train(network, optimizer, chosen.steps, seed)
     seconds = time.perf_counter() - begin
     if found is None:
-        return f"| {name} | {seed} | diverged | | | | | | |"
-    losses, apart = found
-    products = 0 if operator is None else operator.products
-    gradients = steps + round(2 * products * SAMPLES / BATCH)  # a product costs about two gradients of its sample
+        return f"| {name} | {seed} | diverged | | | | | | | |"
+    losses, shares = found
     inputs, labels = network.held_out
     with torch.no_grad():
         accuracy = float((network.model(inputs).argmax(1) == labels).float().mean())
     whole = HessianOperator(network.model, network.loss_fn, network.curvature_batches())
     top = float(SubspaceTracker(whole, 1).refresh(0.1).eigenvalues[0])
-    share = f"{apart:.0%}" if isinstance(optimizer, TwoRateSGD) else ""
     return (
         f"| {name} | {seed} | {float(losses[-10:].median()):.2g} | {network.losses()[1]:.2g} | {accuracy:.3f} "
-        f"| {top:.3g} | {gradients:,} | {seconds:.0f} | {share} |"
+        f"| {top:.3g} | {gradients(chosen.steps, optimizer, operator):,} | {seconds:.0f} "
+        f"| {shares if isinstance(optimizer, TwoRateSGD) else '|'} |"
     )
 
 
 def main():
     """One table a loss."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--loss", choices=list(KNOBS), nargs="+", default=list(KNOBS))
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--network", default="digits-mlp")
+    parser.add_argument("--loss", choices=["mse", "cross-entropy"], nargs="+", default=["mse", "cross-entropy"])
+    parser.add_argument("--lr", type=float, default=LR)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--only", default="", help="part of an optimizer's name")
     chosen = parser.parse_args()
     for loss in chosen.loss:
-        print(f"\n{loss}, batch {BATCH}, {chosen.steps:,} steps\n")
-        print("| optimizer | seed | training loss | held-out | accuracy | λ₁ | gradients | s | two rates |")
-        print("|---|---|---|---|---|---|---|---|---|")
-        for name in optimizers(load_network("digits-mlp", loss), *KNOBS[loss]):
-            for seed in range(chosen.seeds if chosen.only in name else 0):
-                print(row(name, loss, chosen.steps, seed), flush=True)
+        print(f"\n{chosen.network}, {loss}, batch {BATCH}, lr {chosen.lr}, {chosen.steps:,} steps\n")
+        print("| optimizer | seed | training loss | held-out | accuracy | λ₁ | gradients | s | two rates | held |")
+        print("|---|---|---|---|---|---|---|---|---|---|")
+        for name in optimizers(load_network(chosen.network, loss), chosen.lr):
+            for seed in chosen.seeds if chosen.only in name else []:
+                print(row(name, chosen, loss, seed), flush=True)
 
 
 if __name__ == "__main__":

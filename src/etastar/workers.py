@@ -49,6 +49,8 @@ class WorkerPool(ProcessPoolExecutor):
         if kind is not None:
             for process in processes:
                 process.terminate()
+            for process in processes:
+                process.join()
 
 
 def _begin(initializer: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:

@@ -88,6 +88,83 @@ def test_the_rule(seen, lr, outcome, dominant):
     assert rates.dominant == pytest.approx(dominant)
 
 
+@pytest.mark.parametrize(
+    ("eta_D", "loss", "bulk", "norm"),
+    [
+        (0.2, 2.0, 0.2, 0.25),  # two rates: K of the bulk, 0.2/0.1·1/(4·2), up to ½
+        (0.2, 0.5, 0.1, 1.0),
+        (2.0, 1.25, 0.2, 0.8),  # momentum in both: K of both, whose noise is twice that, up to 1
+        (2.0, 0.5, 0.1, 2.0),
+        (0.2, -0.5, 0.2, None),  # such a loss has no known floor
+    ],
+)
+def test_noise_that_feeds_on_itself_holds_the_rate(eta_D, loss, bulk, norm):
+    run = Run(lr=0.2)
+    run.meter.history.append(exact(0, eta_D, 1.5))
+    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "losses": {0: loss}})
+    rates = run.optimizer.rates
+    assert rates.outcome is (RateOutcome.THRESHOLD if eta_D < 1 else RateOutcome.TOGETHER)
+    assert rates.bulk == pytest.approx(bulk)
+    assert rates.kernel_norm == pytest.approx(norm)
+
+
+@pytest.mark.parametrize(
+    ("eta_D", "curvature", "bulk"),
+    [(0.2, 4.0, 0.2), (0.2, 9.5, 0.1), (2.0, 9.5, 0.2)],  # a quarter of 2·1.9/9.5 is 0.1; both with momentum: its own
+)
+def test_curvature_that_the_basis_lost_holds_the_bulk(eta_D, curvature, bulk):
+    run = Run(lr=0.2)
+    run.meter.history.append(exact(0, eta_D, 1.5))
+    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "curvature": curvature})
+    assert run.optimizer.rates.bulk == pytest.approx(bulk)
+    assert run.optimizer.rates.curvature == curvature
+
+
+def test_the_curvature_outside_the_basis_before_is_that_of_the_dense_matrices():
+    run = Run(lr=0.01)
+    run.step()
+    np.testing.assert_allclose(run.optimizer.rates.curvature, run.meter.history[0].certificate["largest_eigenvalue"])
+    seen = []
+    for _ in range(8):
+        old = run.meter.tracker.basis
+        count = len(run.meter.history)
+        run.step()
+        if len(run.meter.history) > count:
+            new, values = run.meter.tracker.basis, run.meter.tracker.eigenvalues
+            complement = torch.eye(len(old), dtype=torch.float64) - old @ old.T
+            dense = torch.linalg.eigvalsh(complement @ (new * values) @ new.T @ complement)[-1]
+            np.testing.assert_allclose(run.optimizer.rates.curvature, float(dense), rtol=1e-8, atol=1e-10)
+            seen.append(float(dense))
+    assert len(seen) == 4
+    assert max(seen) > 1e-3
+
+
+def test_the_kernel_norm_is_a_mean_over_the_measurements_that_have_a_loss():
+    run = Run(lr=0.2)
+    for step in range(6):
+        run.meter.history.append(exact(step, 0.2, 1.5))
+    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "losses": {0: 1e-9, 3: 1.0, 5: 4.0}})
+    assert run.optimizer.rates.kernel_norm == pytest.approx(np.mean([0.5, 0.125]))
+
+
+def test_the_measured_kernel_norm_of_least_squares_is_its_trace_formula():
+    torch.manual_seed(0)
+    model = nn.Linear(6, 1, bias=False).double()
+    X = torch.randn(4000, 6, dtype=torch.float64) * torch.tensor([3.0, 2.0, 0.5, 0.5, 0.2, 0.2], dtype=torch.float64)
+    data = X, torch.randn(4000, 1, dtype=torch.float64)
+    meter = AlignmentMeter(model, squared, [data], 2, overhead=None, third_derivative=False, probes=200)
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.lstsq(*data).solution.T)
+    optimizer = TwoRateSGD(model.parameters(), meter=meter, batch_size=5, lr=0.001, momentum=0.9)
+    squared(model, data).backward()
+    optimizer.step()
+    hessian = 2 * X.T @ X / len(X)
+    kept = (
+        float(hessian.trace()) if optimizer.rates.dominant is None else float(hessian.trace() - hessian[:2, :2].trace())
+    )
+    np.testing.assert_allclose(optimizer.rates.kernel_norm, 0.001 * kept / (2 * 5 * 0.1), rtol=0.05)
+
+
 def test_the_rule_reads_a_window_of_moments_not_the_last_state():
     run = Run(lr=0.2)
     for step in range(6):
@@ -112,13 +189,13 @@ def reference_step(run, buffers, rate, weight_decay):
     g = torch.cat([p.grad.reshape(-1) for p in run.model.parameters()]) + weight_decay * run.flat()
     old = buffers - P @ buffers
     new = 0.9 * old + g
-    return run.flat() - 0.02 * (new - P @ new) - rate * (P @ g), new
+    return run.flat() - run.optimizer.rates.bulk * (new - P @ new) - rate * (P @ g), new
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_a_step_with_two_rates_against_the_dense_formula(weight_decay):
-    run = Run(weight_decay=weight_decay)
-    apart = 0
+@pytest.mark.parametrize(("weight_decay", "lr"), [(0.0, 0.02), (0.1, 0.02), (0.0, 0.1)])
+def test_a_step_with_two_rates_against_the_dense_formula(weight_decay, lr):
+    run = Run(weight_decay=weight_decay, lr=lr)
+    apart = held = 0
     for _ in range(12):
         states = [run.optimizer.state[p].get("momentum_buffer") for p in run.model.parameters()]
         buffers = None if states[0] is None else torch.cat([state.reshape(-1) for state in states])
@@ -130,6 +207,7 @@ def test_a_step_with_two_rates_against_the_dense_formula(weight_decay):
         if rate is None or buffers is None:
             continue
         apart += 1
+        held += run.optimizer.rates.bulk < lr
         after = run.flat()
         for parameter, piece in zip(run.model.parameters(), run.meter.operator.vector.split(before), strict=True):
             parameter.data.copy_(piece)
@@ -140,18 +218,35 @@ def test_a_step_with_two_rates_against_the_dense_formula(weight_decay):
         states = [run.optimizer.state[p]["momentum_buffer"] for p in run.model.parameters()]
         torch.testing.assert_close(torch.cat([s.reshape(-1) for s in states]), new, rtol=1e-10, atol=1e-12)
     assert apart >= 4
+    assert (held > 0) == (lr > 0.02)
+
+
+def test_where_both_have_momentum_the_whole_step_is_held():
+    run = Run(lr=0.02)
+    run.backward()
+    before = run.flat()
+    run.meter.history.append(exact(0, 2.0, 1.5))
+    run.meter.tracker.refresh()
+    run.meter.step = 3
+    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "losses": {0: 0.01}})
+    assert run.optimizer.rates.outcome is RateOutcome.TOGETHER
+    run.optimizer.step()
+    gradient = torch.cat([p.grad.reshape(-1) for p in run.model.parameters()])
+    # K = 0.02/0.1·2/(4·0.01) = 10
+    torch.testing.assert_close(run.flat(), before - 0.002 * gradient, rtol=1e-10, atol=1e-12)
 
 
 def test_where_thresholds_do_not_separate_it_is_momentum_bit_for_bit(monkeypatch):
     monkeypatch.setattr("etastar.network.two_rate.loss_thresholds", lambda split: _together(split))
-    run = Run(weight_decay=0.01)
-    twin = Run(lambda run: torch.optim.SGD(run.model.parameters(), 0.02, 0.9, weight_decay=0.01))
+    run = Run(lr=0.001, weight_decay=0.01)
+    twin = Run(lambda run: torch.optim.SGD(run.model.parameters(), 0.001, 0.9, weight_decay=0.01))
     for _ in range(12):
         run.step()
         twin.step()
         assert run.optimizer.rates.outcome is RateOutcome.TOGETHER
+        assert run.optimizer.rates.kernel_norm <= 1
     assert torch.equal(run.flat(), twin.flat())
-    assert len(run.meter.history) == 3
+    assert [row.step for row in run.meter.history] == [0, 1, 2, 4, 8]
 
 
 def _together(split):
@@ -178,7 +273,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped():
         second.step()
         seen.add(second.optimizer.rates.outcome)
     assert torch.equal(whole.flat(), second.flat())
-    assert [row.step for row in second.meter.history] == [0, 4, 8, 12, 16]
+    assert [row.step for row in second.meter.history] == [0, 1, 2, 4, 8, 12, 16]
     assert seen & {RateOutcome.THRESHOLD, RateOutcome.STABILITY}
 
 
@@ -239,7 +334,7 @@ def test_a_measurement_that_fails_is_recorded_and_the_run_goes_on():
     run.data[1][0] = float("nan")
     for _ in range(4):
         run.optimizer.step()
-    assert [step for step, _ in run.meter.skipped] == [4]
+    assert [step for step, _ in run.meter.skipped] == [1, 2, 4]
     assert run.optimizer.rates.outcome is RateOutcome.UNMEASURED
 
 
@@ -285,3 +380,28 @@ def excess_loss(two):
 def test_it_lowers_the_noise_floor_of_a_linear_regression():
     """Two steep directions: momentum's floor there is what the dominant rate takes away."""
     assert excess_loss(two=True) < 0.5 * excess_loss(two=False)
+
+
+def final_loss(two):
+    """Least squares without label noise in 42 directions, batch 2, each step far below 2(1 + β)/λ₁."""
+    torch.manual_seed(0)
+    model = nn.Linear(42, 1, bias=False).double()
+    X = torch.randn(400, 42, dtype=torch.float64)
+    X[:, :2] *= 2
+    Y = X @ torch.ones(42, 1, dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), 0.02, 0.9)
+    if two:
+        meter = AlignmentMeter(model, squared, [(X, Y)], 2, every=20, overhead=None, third_derivative=False, probes=3)
+        optimizer = TwoRateSGD(model.parameters(), meter=meter, batch_size=2, lr=0.02, momentum=0.9)
+    stream = torch.Generator().manual_seed(2)
+    for _ in range(1000):
+        drawn = torch.randint(400, (2,), generator=stream)
+        optimizer.zero_grad()
+        squared(model, (X[drawn], Y[drawn])).backward()
+        optimizer.step()
+    return float(squared(model, (X, Y)).detach())
+
+
+def test_it_converges_where_momentum_diverges_by_its_noise():
+    """K = 0.02·tr(H)/(2·2·0.1) is about 5, lr·λ₁ is 0.2: no curvature forbids the step."""
+    assert final_loss(two=True) < 0.1 < 1e3 < final_loss(two=False)

@@ -148,8 +148,8 @@ def test_basis_and_metering_are_counted():
         network.loss_fn(network.model, network.draw(generator, 50)).backward()
         optimizer.step()
     products = sum(row.cost["products"] for row in meter.history)
-    assert len(meter.history) == 2
-    measured = 2 * products + 2 * (2 + (4 + 30) / 2)  # noise is taken along 4 probes and 30 carried vectors
+    assert len(meter.history) == 5
+    measured = 2 * products + 5 * (2 + (4 + 30) / 2)  # noise is taken along 4 probes and 30 carried vectors
     assert carry_out(run, None).gradients[-1] == pytest.approx(201 + measured * 64 / 50)
 
 

@@ -138,6 +138,11 @@ class SubspaceTracker:
         """The top k vectors as last refreshed, orthonormal, ``(P, k)``; a view, not a copy. None before the first."""
         return None if self._carried is None else self._carried[:, : self.rank]
 
+    @property
+    def eigenvalues(self) -> Tensor:
+        """Of the basis as last refreshed, descending, float64, ``(k,)``; empty before the first."""
+        return self._values[: self.rank]
+
     def refresh(self, tolerance: float = 1e-2, goal: Goal | None = None) -> Subspace:
         """The top subspace of the operator as it is now.
 
