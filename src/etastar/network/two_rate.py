@@ -51,7 +51,7 @@ class Rates:
     """The two rates of one step.
 
     Attributes:
-        bulk: Rate of the update with momentum, [parameter²/loss]: ``lr``, or less where K is too large.
+        bulk: Rate of the update with momentum, [parameter²/loss]: ``lr``, or less where K or `curvature` is large.
         dominant: Rate of the plain step in the dominant subspace; None where that has momentum and ``bulk`` too.
         outcome: Why the dominant one is what it is.
         kernel_norm: K at ``lr``, the noise-kernel norm of what has momentum; None where no loss was measured.
@@ -143,8 +143,8 @@ class TwoRateSGD(WrappedOptimizer):
         meter: Of the model that is trained, with ``overhead=None``: when it measures must not depend on the clock.
             Cheap enough for this: 64 curvature samples, ``third_derivative=False, probes=4, every=200, tolerance=0.3``.
         batch_size: b, all samples behind one step, [samples].
-        lr: The knob: what momentum SGD would take, a number or a tensor; schedulers may change it. What diverges
-            within a few steps of the start, before noise comes in, is not caught.
+        lr: The knob: what momentum SGD would take, a number or a tensor; schedulers may change it. What blows up
+            between two measurements is not caught.
         momentum: β, between 0 and 1.
         weight_decay: Coefficient of the L2 penalty.
 
@@ -268,7 +268,7 @@ def _kernel(history: History, losses: Mapping[int, float]) -> tuple[float, float
 
 
 def _held(lr: float, norm: float, most: float) -> float:
-    return lr if norm <= most else lr * most / norm
+    return lr * most / norm if norm > most else lr
 
 
 def _outside(before: Tensor | None, tracker: SubspaceTracker) -> float:

@@ -72,7 +72,7 @@ _BASES: dict[Rule, tuple[int, int, float]] = {
     "forecast": _CLOSE,
 }
 _TUNING_SEED = 0  # finals have the seeds 1, 2, …
-_FORMAT = 1
+_FORMAT = 2
 _SCHEDULES: tuple[Schedule, ...] = ("constant", "linear", "cosine")
 _PILOT = 4  # the pilot is this part of a run
 
