@@ -40,7 +40,7 @@ def reproduce(
 
     Args:
         out: Directory for report.html, results.json and the PNGs.
-        network: Instead of the paper, the meter on digits-mlp: trained, forecast and calibrated (about 2 minutes).
+        network: Instead of the paper, the meter on digits-mlp: trained, forecast and calibrated (under 3 minutes).
         quick: Fewer runs and instances: about 12 seconds.
         seed: Seed of everything that is drawn.
         json: Print results.json on stdout instead of a summary.

@@ -42,7 +42,7 @@ def reproduce_network(quick: bool = False, seed: int = 0, progress: Progress | N
         return run_sections(train(plan, progress))
 
     def forecast() -> list[Section]:
-        plan = ForecastPlan(_RECIPE, steps=600 if quick else 0, checkpoints=3 if quick else 10, seed=seed)
+        plan = ForecastPlan(_RECIPE, steps=600 if quick else 0, checkpoints=3 if quick else 10, repeats=3, seed=seed)
         run = forecast_decay(plan, progress)
         asked, near = int(0.8 * len(run.rows)), run.within("decayed")
         statement = f"at least {asked} of {len(run.rows)} forecasts lie within {WITHIN:.0%} of the drop that came"
@@ -50,7 +50,7 @@ def reproduce_network(quick: bool = False, seed: int = 0, progress: Progress | N
 
     def calibrated() -> list[Section]:
         few = CalibrationPlan(_RECIPE, steps=600, checkpoints=3, batches=64, remeasurements=4, seed=seed)
-        plan = few if quick else CalibrationPlan(_RECIPE, checkpoints=10, remeasurements=10, seed=seed)
+        plan = few if quick else CalibrationPlan(_RECIPE, checkpoints=10, remeasurements=8, seed=seed)
         return [calibration_section(calibrate(plan, progress))]
 
     timed("training", trained)
