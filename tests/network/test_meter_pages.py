@@ -5,6 +5,7 @@ import importlib
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,4 +110,5 @@ def test_the_examples_of_control_print_their_rows(example):
     assert scheduled.row("mse", "equilibrated", 10, 0).startswith("| equilibrated | 0 | 0.")
     parts = [line.split(" | ")[2] for line in scheduled.ledger_rows(0.1, steps=2, every=2, updates=2)]
     assert parts == ["dominant", "bulk", "full"] * 2
-    assert example("two_rates").row("TwoRateSGD", "mse", 10, 0).startswith("| TwoRateSGD | 0 | 0.")
+    chosen = SimpleNamespace(network="digits-mlp", lr=0.1, steps=10)
+    assert example("two_rates").row("TwoRateSGD", chosen, "mse", 0).startswith("| TwoRateSGD | 0 | 0.")
