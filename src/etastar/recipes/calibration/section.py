@@ -162,6 +162,7 @@ def _panel(calibration: Calibration, name: str) -> Panel:
     marks: list[Band | Line | Points | Reference] = [
         Band(steps, shown("low"), shown("high"), "predicted, 90 %", COLOURS["critical"]),
         Line(steps, shown("predicted"), "predicted", COLOURS["critical"]),
+        Points(steps, shown("predicted"), "", COLOURS["critical"]),  # a lone one would be no line
         Points(
             steps,
             [one.measured.value for one in compared],

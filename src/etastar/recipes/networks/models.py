@@ -24,29 +24,24 @@ def tanh_mlp(*widths: int) -> nn.Module:
 
 def digits_cnn() -> nn.Module:
     """Two convolutions with tanh and average pooling, one linear layer; images ``(n, 1, 8, 8)``."""
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1),
-        nn.Tanh(),
-        nn.AvgPool2d(2),
-        nn.Conv2d(8, 16, 3, padding=1),
-        nn.Tanh(),
-        nn.AvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64, 10),
-    )
+    return _tanh_cnn(1, 8, 16, 64)
 
 
 def cifar_cnn() -> nn.Module:
     """The tanh network of Cohen et al. (arXiv 2103.00065), two convolutions of 32 filters; ``(n, 3, 32, 32)``."""
+    return _tanh_cnn(3, 32, 32, 2048)
+
+
+def _tanh_cnn(channels: int, first: int, second: int, features: int) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1),
+        nn.Conv2d(channels, first, 3, padding=1),
         nn.Tanh(),
         nn.AvgPool2d(2),
-        nn.Conv2d(32, 32, 3, padding=1),
+        nn.Conv2d(first, second, 3, padding=1),
         nn.Tanh(),
         nn.AvgPool2d(2),
         nn.Flatten(),
-        nn.Linear(2048, 10),
+        nn.Linear(features, 10),
     )
 
 
