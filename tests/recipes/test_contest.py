@@ -14,7 +14,7 @@ from etastar.cli.experiments import contest as command
 from etastar.errors import InvalidFile
 from etastar.network import AlignmentMeter, TwoRateSGD
 from etastar.recipes.contest import ContestPlan, contest_sections, hold_contest
-from etastar.recipes.contest.configuration import BASELINES, RULES, candidates, final, pilot, untuned
+from etastar.recipes.contest.configuration import BASELINES, FINAL_SEED, RULES, candidates, final, pilot, untuned
 from etastar.recipes.contest.contest import Cell, Entry
 from etastar.recipes.contest.judging import (
     Interval,
@@ -149,7 +149,7 @@ def test_basis_and_metering_are_counted():
         optimizer.step()
     products = sum(row.cost["products"] for row in meter.history)
     assert len(meter.history) == 5
-    measured = 2 * products + 5 * (2 + (4 + 30) / 2)  # noise is taken along 4 probes and 30 carried vectors
+    measured = 2 * products + 5 * (2 + 1 / 3 + (4 + 30) / 2)  # noise is taken along 4 probes and 30 carried vectors
     assert carry_out(run, None).gradients[-1] == pytest.approx(201 + measured * 64 / 50)
 
 
@@ -166,7 +166,7 @@ class TestTuning:
     def test_candidates_are_distinct_and_the_same_each_time(self):
         assert len({run.key for run in self.START}) == len(self.START) == 24
         assert candidates("digits-mlp-mse", 50, "BSFA's rule", "") == self.START
-        assert {run.seed for run in self.START}.isdisjoint({1, 2, 3})
+        assert {run.seed for run in self.START}.isdisjoint(range(FINAL_SEED, FINAL_SEED + 100))
 
     def test_the_better_half_goes_on_within_the_budget(self):
         quality = {replace(run, steps=0).key: index for index, run in enumerate(self.START)}

@@ -15,6 +15,7 @@ from etastar.errors import InvalidArgument
 from etastar.files import output_directory
 from etastar.recipes.contest.configuration import (
     BASELINES,
+    FINAL_SEED,
     PROBLEMS,
     UNTUNED,
     Rule,
@@ -44,7 +45,7 @@ class ContestPlan:
     Attributes:
         problems: Names in `PROBLEMS`.
         batch_sizes: b.
-        seeds: Finals of each contestant, at the seeds 1, 2, …; tuning has the seed 0.
+        seeds: Finals of each contestant, at the seeds from `FINAL_SEED` on; tuning has the seed 0.
         steps: Of a full run.
         workers: Processes, one thread each.
         data: Directory of the files of mnist5k-mlp.
@@ -152,7 +153,7 @@ def _missing(
 
 
 def _finals(configuration: RunConfiguration, plan: ContestPlan) -> list[RunConfiguration]:
-    return [final(configuration, plan.steps, seed) for seed in range(1, plan.seeds + 1)]
+    return [final(configuration, plan.steps, seed) for seed in range(FINAL_SEED, FINAL_SEED + plan.seeds)]
 
 
 def _made(

@@ -24,7 +24,7 @@ class RunResult:
         steps: Of each look, steps taken before it.
         losses: Training loss there; inf from where it diverged.
         gradients: Gradient evaluations of a batch spent before it, basis and metering included.
-        seconds: Of training and metering before it, on one thread.
+        seconds: Of training and metering before it: processor time of one thread, whatever else runs.
         held_out_loss: At the end; NaN where it was not looked at.
         accuracy: Held out, at the end.
         largest_eigenvalue: λ₁ over the recipe's curvature samples, at the end, [loss/parameter²].

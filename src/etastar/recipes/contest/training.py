@@ -77,8 +77,8 @@ class _Contestant:
     def beyond_steps(self, batch_size: int) -> float:
         """Gradient evaluations of a batch spent on basis and metering so far.
 
-        A product counts as two gradients of its own sample; a measurement as two more, and half a gradient for each
-        probe and each vector that noise is taken along.
+        A product counts as two gradients of its own sample; a measurement as two more and a loss, a third of one, and
+        half a gradient for each probe and each vector that noise is taken along.
         """
         if self.operator is None:
             return 0.0
@@ -86,7 +86,7 @@ class _Contestant:
         if self.meter is not None:
             state = self.meter.tracker.state_dict()["carried"]
             along = 0 if state is None else state.shape[1]
-            spent += len(self.meter.history) * (2.0 + 0.5 * (_PROBES + along))
+            spent += len(self.meter.history) * (2.0 + 1.0 / 3.0 + 0.5 * (_PROBES + along))
         return spent * self.operator.samples / batch_size
 
 
@@ -135,9 +135,9 @@ def _carried_out(run: RunConfiguration, network: Network) -> RunResult:
             log.look(step, run, network, contestant, seconds)
         if step == run.steps or not log.alive:
             break
-        begin = time.perf_counter()
+        begin = time.process_time()
         log.alive = _step(contestant, network, run, step, generator)
-        seconds += time.perf_counter() - begin
+        seconds += time.process_time() - begin
     final = median(log.losses[-LAST:]) if log.alive and math.isfinite(log.losses[-1]) else math.inf
     result = RunResult(
         final, log.steps, log.losses, log.gradients, log.seconds, outcomes=contestant.outcomes, step_sizes=log.sizes
