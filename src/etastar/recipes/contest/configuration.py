@@ -24,6 +24,7 @@ __all__ = [
     "MOMENTUM",
     "PROBLEMS",
     "RULES",
+    "TUNED",
     "UNTUNED",
     "Problem",
     "Rule",
@@ -42,7 +43,17 @@ Problem = Literal[
     "text-transformer-cross-entropy",
 ]
 Schedule = Literal["constant", "linear", "cosine"]
-Rule = Literal["SGD", "momentum", "Adam", "BSFA's rule", "momentum, untuned", "TwoRateSGD", "equilibrated", "forecast"]
+Rule = Literal[
+    "SGD",
+    "momentum",
+    "Adam",
+    "BSFA's rule",
+    "momentum, untuned",
+    "TwoRateSGD",
+    "TwoRateSGD, tuned",
+    "equilibrated",
+    "forecast",
+]
 
 PROBLEMS: dict[str, tuple[str, LossName]] = {
     "digits-mlp-mse": ("digits-mlp", "mse"),
@@ -58,17 +69,20 @@ RULES: dict[Rule, str] = {
     "BSFA's rule": "momentum, its update scaled by two factors, tuned: step size, β, schedule and both factors",
     "momentum, untuned": "SGD with momentum as TwoRateSGD gets it, constant: what that one adds is the difference",
     "TwoRateSGD": "untuned: the recipe's step size, its own β",
+    "TwoRateSGD, tuned": "tuned: step size and schedule, β as untuned",
     "equilibrated": "untuned: SGD from the recipe's step size, CriticalStepSizeLR(policy='equilibrated', mode='act')",
     "forecast": "untuned: SGD from the recipe's step size, CriticalStepSizeLR(policy='forecast', mode='act')",
 }
 BASELINES: tuple[Rule, ...] = ("SGD", "momentum", "Adam", "BSFA's rule")
+TUNED: tuple[Rule, ...] = (*BASELINES, "TwoRateSGD, tuned")  # the last is no baseline: no aim is judged by it
 UNTUNED: tuple[Rule, ...] = ("momentum, untuned", "TwoRateSGD", "equilibrated", "forecast")
 MOMENTUM = 0.95  # the default of TwoRateSGD
-CONFIGURATIONS = 24  # of each baseline, at the start of its tuning
+CONFIGURATIONS = 24  # of whoever is tuned, at the start of it
 _CHEAP, _CLOSE, _NONE = (64, 200, 0.3), (250, 100, 0.1), (0, 0, 0.0)
 _BASES: dict[Rule, tuple[int, int, float]] = {
     "BSFA's rule": _CHEAP,
     "TwoRateSGD": _CHEAP,
+    "TwoRateSGD, tuned": _CHEAP,
     "equilibrated": _CLOSE,
     "forecast": _CLOSE,
 }
@@ -132,7 +146,7 @@ def _versions() -> dict[str, str | int]:
 
 
 def candidates(problem: str, batch_size: int, rule: Rule, data: str) -> list[RunConfiguration]:
-    """The configurations that a baseline's tuning starts from; lengths are still to be set.
+    """The configurations that a tuning starts from; lengths are still to be set.
 
     The whole grid, or as many of it, drawn without replacement: the same for every problem.
     """
@@ -146,10 +160,11 @@ def candidates(problem: str, batch_size: int, rule: Rule, data: str) -> list[Run
 
 
 def _axes(rule: Rule, base: float) -> tuple[list[float], list[float], tuple[Schedule, ...], list[tuple[float, float]]]:
-    """Step sizes, momenta, schedules and factors of a baseline."""
+    """Step sizes, momenta, schedules and factors of whoever is tuned."""
     plain, betas = [(1.0, 1.0)], [0.9, 0.95]
-    if rule == "SGD":
-        return [base * 2.0**i for i in range(-2, 6)], [0.0], _SCHEDULES, plain
+    if rule in ("SGD", "TwoRateSGD, tuned"):
+        beta = 0.0 if rule == "SGD" else MOMENTUM
+        return [base * 2.0**i for i in range(-2, 6)], [beta], _SCHEDULES, plain
     if rule == "Adam":
         return [0.0005 * 2.0**i for i in range(8)], [0.0], _SCHEDULES, plain
     steps = [base * 2.0**i for i in range(-1, 3)]

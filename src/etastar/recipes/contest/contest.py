@@ -14,9 +14,10 @@ from pathlib import Path
 from etastar.errors import InvalidArgument
 from etastar.files import output_directory
 from etastar.recipes.contest.configuration import (
-    BASELINES,
     FINAL_SEED,
     PROBLEMS,
+    RULES,
+    TUNED,
     UNTUNED,
     Rule,
     RunConfiguration,
@@ -143,7 +144,7 @@ def _missing(
     """The runs of a cell that can be made now: those whose configuration is known, and which are not."""
     losses = {key: result.final_loss for key, result in known.items()}
     wanted = [pilot(problem, size, plan.steps, data)]
-    for rule in BASELINES:
+    for rule in TUNED:
         state = tuning(candidates(problem, size, rule, data), plan.steps, losses)
         yield from state.missing
         wanted += [] if state.best is None else _finals(state.best, plan)
@@ -181,9 +182,9 @@ def _made(
 def _cell(problem: str, size: int, data: str, plan: ContestPlan, known: dict[str, RunResult]) -> Cell:
     losses = {key: result.final_loss for key, result in known.items()}
     entries: list[Entry] = []
-    for rule in (*BASELINES, *UNTUNED):
+    for rule in RULES:
         spent, best = 0.0, untuned(problem, size, rule, plan.steps, data)
-        if rule in BASELINES:
+        if rule in TUNED:
             state = tuning(candidates(problem, size, rule, data), plan.steps, losses)
             spent, best = state.spent, state.best or best
         finals = _finals(best, plan)

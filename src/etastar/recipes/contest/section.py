@@ -39,6 +39,7 @@ _LOOKS: dict[Rule, tuple[str, float, Any]] = {
     "BSFA's rule": (COLOURS["accent"], 1.6, "solid"),
     "momentum, untuned": (COLOURS["bulk"], 1.4, "dot"),
     "TwoRateSGD": (COLOURS["dominant"], 2.2, "solid"),
+    "TwoRateSGD, tuned": (COLOURS["dominant"], 1.6, "dash"),
     "equilibrated": (COLOURS["critical"], 1.6, "dash"),
     "forecast": (COLOURS["exact"], 1.4, "dash"),
 }

@@ -116,7 +116,7 @@ def _contestant(run: RunConfiguration, network: Network) -> _Contestant:
         third_derivative=False,
         seed=run.seed,
     )
-    if run.rule == "TwoRateSGD":
+    if run.rule in ("TwoRateSGD", "TwoRateSGD, tuned"):
         two_rates = TwoRateSGD(
             parameters, meter=meter, batch_size=run.batch_size, lr=run.step_size, momentum=run.momentum
         )
