@@ -14,7 +14,7 @@ from etastar.cli.experiments import contest as command
 from etastar.errors import InvalidFile
 from etastar.network import AlignmentMeter, TwoRateSGD
 from etastar.recipes.contest import ContestPlan, contest_sections, hold_contest
-from etastar.recipes.contest.configuration import BASELINES, FINAL_SEED, RULES, TUNED, candidates, final, pilot, untuned
+from etastar.recipes.contest.configuration import FINAL_SEED, RULES, TUNED, candidates, final, pilot, untuned
 from etastar.recipes.contest.contest import Cell, Entry
 from etastar.recipes.contest.judging import (
     Interval,
@@ -65,7 +65,7 @@ def test_every_contestant_has_its_finals_and_every_baseline_its_budget(held):
             continue
         assert all(0 < run.final_loss < 1 and 0 < run.accuracy <= 1 for run in entry.runs)
         assert all(run.steps[-1] == PLAN.steps for run in entry.runs)
-        plain = entry.rule not in ("TwoRateSGD", "equilibrated", "forecast")
+        plain = entry.rule not in ("TwoRateSGD", "TwoRateSGD, tuned", "equilibrated", "forecast")
         assert all((run.gradients[-1] == PLAN.steps) == plain for run in entry.runs)
     assert sum(cell.entry("TwoRateSGD").runs[0].outcomes.values()) == PLAN.steps
     assert sum(cell.pilot.outcomes.values()) == PLAN.steps // 4
