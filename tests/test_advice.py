@@ -47,7 +47,24 @@ def test_every_outcome_has_its_case():
     still = seen(gradient=(0.0, 1.0, 1.0))
     assert batch_size_advice(still).dominant.outcome is BatchOutcome.NO_DESCENT
     assert not batch_size_advice(still).dominant.smallest.resolved
-    assert "no batch suffices" in batch_size_advice(still).dominant.verdict
+    assert "no larger batch suffices" in batch_size_advice(still).dominant.verdict
+
+
+def test_no_outcome_contradicts_the_loss_change_over_all_batches():
+    """Brute force, with curvature and noise of either sign: along negative curvature noise lowers the loss."""
+    generator, batch, seen_outcomes = np.random.default_rng(0), 16, set()
+    sizes = np.concatenate([[batch], np.geomspace(batch, 1e8, 60)])
+    for _ in range(300):
+        eta = 10 ** generator.uniform(-2, 1)
+        m0, m1, q1 = generator.uniform(0, 2), generator.uniform(-2, 4), generator.uniform(-3, 6)
+        part = SubspaceMoments(CurvatureMoments(m0, m1, 1.0), CurvatureMoments(1.0, q1, 1.0))
+        measurement = Measurement(step=0, step_size=eta, moments=SplitMoments(part, part), batch_size=batch)
+        lowers = -eta * m0 + 0.5 * eta**2 * (m1 + q1 * batch / sizes) < 0
+        outcome = batch_size_advice(measurement).dominant.outcome
+        expected = "ALREADY" if lowers[0] else "LARGER" if lowers.any() else "CURVATURE"
+        assert outcome.name == expected
+        seen_outcomes.add((outcome.name, q1 < 0))
+    assert len(seen_outcomes) == 5  # a larger batch never helps where noise does
 
 
 def test_noise_that_is_not_there_needs_no_batch():

@@ -29,8 +29,8 @@ class BatchOutcome(Enum):
 
     ALREADY = "the present batch keeps the step below its threshold"
     LARGER = "a larger batch brings the threshold up to the step"
-    CURVATURE = "no batch suffices: curvature alone keeps the threshold below the step; take a smaller step"
-    NO_DESCENT = "no batch suffices: the update has no descent here"
+    CURVATURE = "no larger batch suffices: curvature alone keeps the threshold below the step; take a smaller step"
+    NO_DESCENT = "no larger batch suffices: the update has no descent here"
     UNRESOLVED = "the interval leaves it open: average over more measurements or samples"
 
 
@@ -42,7 +42,7 @@ class BatchSize:
         part: "dominant", "bulk" or "full".
         outcome: What it amounts to.
         smallest: Batch size at which the threshold equals the step, [samples], not rounded; NaN where there is none.
-            At ALREADY it may be far below the present one. Its interval is Fieller's.
+            At ALREADY it may be far below the present one, and negative where any will do. Its interval is Fieller's.
     """
 
     part: str
@@ -100,7 +100,7 @@ def batch_size_advice(
     if batch is None:
         raise InvalidArgument("measurement.batch_size", None, "noise moments are those of a batch: give its size")
     if not (math.isfinite(eta) and eta > 0):
-        raise InvalidArgument("step_size", step_size, "must be finite and positive")
+        raise InvalidArgument("step_size", eta, "must be finite and positive")
     for name, value in (("fraction", fraction), ("level", level)):
         if not 0 < value <= 1 or (name == "level" and value == 1):
             raise InvalidArgument(name, value, "must lie between 0 and 1")
@@ -124,7 +124,9 @@ def _advise(part: str, batch: int, needed: Array, room: Array, slope: Array, lev
     """The quotient b' = needed/room, where the room that curvature leaves to noise is positive with confidence."""
     found = _quotient(needed, room, level)
     low, high = _interval(room, level)
-    if high <= 0:
+    if _interval(room - needed / batch, level)[0] > 0:  # also where noise helps, along negative curvature
+        outcome = BatchOutcome.ALREADY
+    elif high <= 0:
         outcome = BatchOutcome.NO_DESCENT if _interval(slope, level)[1] <= 0 else BatchOutcome.CURVATURE
     elif not (low > 0 and found.resolved):
         outcome = BatchOutcome.UNRESOLVED

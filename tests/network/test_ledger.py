@@ -7,7 +7,8 @@ from torch import nn
 
 from etastar import InvalidArgument
 from etastar.network import AlignmentMeter
-from etastar.network.ledger import PARTS, UpdateLedger
+from etastar.network.ledger import UpdateLedger
+from etastar.network.ledger_entries import PARTS
 
 
 def squared(model, batch):
@@ -75,6 +76,10 @@ def test_each_part_is_the_one_that_dense_algebra_makes(momentum):
 
     buffer = setting.optimizer.state[setting.model.weight].get("momentum_buffer")
     carried = 0 if not momentum else 0.9 * buffer[0].numpy()
+    A, b = (part.numpy() for part in setting.train)
+    mean = A.T @ (A @ x - b) / len(b)
+    for part, S in zip(PARTS, (P, np.eye(5) - P, np.eye(5)), strict=True):
+        assert entry.descent[part].value == pytest.approx(0.1 * mean @ S @ (carried + mean), rel=1e-7)
     expected = []
     for inputs, targets in batches:
         A, b = inputs.numpy(), targets.numpy()
@@ -134,6 +139,21 @@ def test_columns_are_those_of_the_entries():
 def test_an_empty_ledger_has_no_ratio():
     assert [(one.part, one.entries) for one in Setting().ledger.summary()] == [(part, 0) for part in PARTS]
     assert np.isnan(Setting().ledger.summary()[0].ratio)
+
+
+def test_an_update_that_leads_to_an_infinite_loss_has_no_interval():
+    def counts(model, batch):
+        rate = model(batch[0])[:, 0]
+        return (rate.exp() - batch[1] * rate).mean()
+
+    setting = Setting()
+    meter = AlignmentMeter(setting.model, counts, [setting.train], 2, overhead=None, third_derivative=False)
+    ledger = UpdateLedger(meter, [tuple(part[i::2] for part in setting.held_out) for i in range(2)])
+    optimizer = torch.optim.SGD(setting.model.parameters(), 1e4)
+    measured = ledger.check(optimizer, setting.draw(3)).measured["full"]
+    assert measured.value == np.inf
+    assert not measured.resolved
+    assert ledger.summary()[2].entries == 0
 
 
 def test_refusals_name_the_remedy():

@@ -1,5 +1,7 @@
 """The policies on exact-in-law runs of quadratics, whose truth is known: what fires, what must not, and how often."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -132,6 +134,20 @@ def test_a_window_waits_for_the_dominant_energy_to_forget():
     assert settled_window(History(list(history)[:99]), 0) is None
     assert settled_window(History(list(history)[:106]), 0) is not None
     assert settled_window(history, 195) is None  # since the last decay
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.1])
+def test_a_window_goes_back_to_the_last_change_of_the_step_size(factor):
+    """Another scheduler's: what has equilibrated at the step size before says nothing about the one after."""
+    rows = list(next(runs([1.0] * 8, list(range(0, 2000, EVERY)), 1)))
+    changed = [replace(row, step_size=ETA * factor) if row.step >= 1200 else row for row in rows]
+    window = settled_window(History(changed), 0)
+    assert window is None or window[0].step >= 1600
+    assert (window is None) == (factor == 0.1)  # 10/(2ηλ_k) is 1,000 steps
+    assert settled_window(History(changed[:61]), 0) is None
+    drifting = [replace(row, step_size=ETA * (1 - row.step / 8000)) for row in rows]
+    assert [row.step for row in settled_window(History(drifting), 0)] == [row.step for row in rows][50:]
+    assert settled_window(History([*rows, replace(rows[-1], step_size=0.0)]), 0) is None
 
 
 def test_moments_that_are_not_finite_leave_it_open():

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -159,6 +160,84 @@ def test_a_resumed_run_is_the_run_that_never_stopped(inner):
     assert torch.equal(whole.tracker.basis, second.tracker.basis)
     assert whole.optimizer.param_groups[0].keys() == second.optimizer.param_groups[0].keys()
     assert second.optimizer.param_groups is second.optimizer.inner.param_groups
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])  # noqa: S301
+@pytest.mark.parametrize("inner", ["momentum", "adam"])
+def test_copies_and_pickles_go_on_by_themselves(inner, copied):
+    run = Run(projected(inner, "bulk", every=2))
+    torch.optim.lr_scheduler.StepLR(run.optimizer, 1)  # which patches `step`
+    for _ in range(3):
+        run.step()
+    model, optimizer = copied((run.model, run.optimizer))
+    held = run.flat()
+    assert optimizer.param_groups is optimizer.inner.param_groups
+    for one, mover in ((model, optimizer), (run.model, run.optimizer)):
+        for _ in range(3):
+            mover.zero_grad()
+            squared(one, run.data).backward()
+            mover.step()
+        assert torch.equal(run.flat(), held) == (one is model)
+    assert all(map(torch.equal, model.parameters(), run.model.parameters()))
+
+
+def test_states_of_another_rank_model_or_grouping_change_nothing():
+    states = [Run(projected("momentum", "bulk"), rank=5), Run(projected("momentum", "bulk"), only="2", rank=3)]
+    for other in states:
+        other.step()
+    groups = lambda run: ProjectedOptimizer(  # noqa: E731
+        torch.optim.SGD([{"params": layer.parameters()} for layer in (run.model[0], run.model[2])], 0.1),
+        run.tracker,
+        "bulk",
+    )
+    states.append(Run(groups))
+    states[-1].step()
+    run = Run(projected("momentum", "bulk"))
+    for other, told in zip(states, ("of rank 5", "3 vectors of 37", r"groups of \[2, 2\]"), strict=True):
+        with pytest.raises(InvalidArgument, match=told):
+            run.optimizer.load_state_dict(other.optimizer.state_dict())
+        assert run.tracker.basis is None
+        assert not run.optimizer.state
+
+
+def test_an_update_that_is_not_finite_does_not_spread():
+    for make in (projected("sgd", "dominant"), projected("sgd", "bulk"), scaled("sgd", 0.1, 2.0)):
+        run = Run(make)
+        run.step()
+        run.backward()
+        run.model[2].bias.grad[0] = float("inf")
+        run.optimizer.step()
+        assert int((~torch.isfinite(run.flat())).sum()) == 1
+
+
+def test_an_empty_group_comes_first():
+    run = Run(
+        lambda run: ProjectedOptimizer(
+            torch.optim.SGD([{"params": []}, {"params": run.model.parameters()}]), run.tracker, "bulk"
+        )
+    )
+    before = run.flat()
+    run.step()
+    assert not torch.equal(run.flat(), before)
+
+
+class Norm(nn.Module):
+    """Its norm has a gradient at 0, and no curvature."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x):
+        return x.sum(dim=1) + self.weight.norm()
+
+
+def test_a_loss_without_curvature_is_named():
+    model, data = Norm(), (torch.randn(8, 3), torch.randn(8))
+    operator = HessianOperator(model, lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), [data])
+    optimizer = ProjectedOptimizer(torch.optim.SGD(model.parameters()), SubspaceTracker(operator, 2), "bulk")
+    with pytest.raises(InvalidArgument, match="products are not finite"):
+        optimizer.step()
 
 
 def test_states_of_other_optimizers_are_refused_before_anything_changes():

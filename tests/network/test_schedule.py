@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from etastar import CurvatureMoments, InvalidArgument, InvalidFile, Measurement, SplitMoments, SubspaceMoments
-from etastar.network import AlignmentMeter, StepGauge
+from etastar.network import AlignmentMeter, ScaledOptimizer, StepGauge
 from etastar.network.decisions import Decision, DecisionOutcome, load_decisions
 from etastar.network.schedule import CriticalStepSizeLR
 
@@ -297,6 +297,15 @@ def test_the_clock_must_not_steer_and_a_forecast_needs_a_meter():
         CriticalStepSizeLR(optimizer, StepGauge(optimizer), "forecast")
     with pytest.raises(InvalidArgument, match="source: got 'Linear'"):
         CriticalStepSizeLR(optimizer, nn.Linear(1, 1))
+
+
+def test_a_meter_does_not_describe_a_corrected_update():
+    model = nn.Linear(2, 1, bias=False)
+    meter = AlignmentMeter(model, squared, [(torch.randn(4, 2), torch.randn(4))], 1, overhead=None)
+    optimizer = ScaledOptimizer(torch.optim.SGD(model.parameters()), meter.tracker, dominant=0.1, bulk=1.0)
+    with pytest.raises(InvalidArgument, match=r"optimizer: got 'ScaledOptimizer'.*StepGauge"):
+        CriticalStepSizeLR(optimizer, meter)
+    CriticalStepSizeLR(optimizer, StepGauge(optimizer))
 
 
 def test_a_foreign_state_is_refused():

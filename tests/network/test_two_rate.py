@@ -165,6 +165,34 @@ def test_the_measured_kernel_norm_of_least_squares_is_its_trace_formula():
     np.testing.assert_allclose(optimizer.rates.kernel_norm, 0.001 * kept / (2 * 5 * 0.1), rtol=0.05)
 
 
+def test_both_rates_of_a_linear_regression_are_those_of_its_dense_matrices():
+    torch.manual_seed(3)
+    model = nn.Linear(8, 1, bias=False).double()
+    scales = torch.tensor([4.0, 3.0, 2.0, 0.6, 0.5, 0.4, 0.3, 0.2], dtype=torch.float64)
+    X = torch.randn(500, 8, dtype=torch.float64) * scales
+    Y = X @ torch.ones(8, 1, dtype=torch.float64) + 0.5 * torch.randn(500, 1, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.lstsq(X, Y).solution.T + 0.02)
+    options = {"overhead": None, "third_derivative": False, "probes": 400, "tolerance": 1e-8}
+    meter = AlignmentMeter(model, squared, [(X, Y)], 3, **options)
+    optimizer = TwoRateSGD(model.parameters(), meter=meter, batch_size=10, lr=0.04, momentum=0.98)
+    residuals = (X @ model.weight.T - Y).detach()
+    squared(model, (X, Y)).backward()
+    optimizer.step()
+    hessian, rows = 2 * X.T @ X / 500, 2 * residuals * X
+    gradient = rows.mean(0)
+    covariance = (rows - gradient).T @ (rows - gradient) / 500 / 10
+    top = torch.linalg.eigh(hessian)[1][:, -3:]
+    P = top @ top.T
+    inside = P @ gradient
+    eta_D = 2 * inside @ inside / (inside @ hessian @ inside + torch.trace(P @ hessian @ P @ covariance))
+    norm = 0.04 / 0.02 * (covariance.trace() - (P @ covariance).trace()) / (4 * residuals.square().mean())
+    rates = optimizer.rates
+    assert rates.outcome is RateOutcome.THRESHOLD
+    np.testing.assert_allclose(rates.dominant, float(eta_D) / 2, rtol=1e-6)
+    np.testing.assert_allclose(rates.kernel_norm, float(norm), rtol=0.1)  # the bulk's noise is probed
+
+
 def test_the_rule_reads_a_window_of_moments_not_the_last_state():
     run = Run(lr=0.2)
     for step in range(6):
@@ -336,6 +364,91 @@ def test_a_measurement_that_fails_is_recorded_and_the_run_goes_on():
         run.optimizer.step()
     assert [step for step, _ in run.meter.skipped] == [1, 2, 4]
     assert run.optimizer.rates.outcome is RateOutcome.UNMEASURED
+
+
+@pytest.mark.parametrize(("setting", "value"), [("nesterov", True), ("dampening", 0.5), ("maximize", True)])
+def test_groups_with_another_update_are_refused(setting, value):
+    groups = lambda run: [{"params": run.model.parameters(), setting: value}]  # noqa: E731
+    run = Run(lambda run: TwoRateSGD(groups(run), meter=run.meter, batch_size=5, lr=0.02))
+    with pytest.raises(InvalidArgument, match=f"optimizer {setting}"):
+        run.step()
+
+
+def test_a_model_without_sound_curvature_is_refused_when_the_optimizer_is_made():
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+    meter = AlignmentMeter(model, squared, [(torch.randn(9, 6), torch.randn(9, 2))], 2, overhead=None)
+    with pytest.raises(InvalidArgument, match="batch norm in training mode"):
+        TwoRateSGD(model.parameters(), meter=meter, batch_size=5, lr=0.1)
+
+
+class Kinked(nn.Module):
+    """Its products are not finite where the norm is 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.shift = nn.Linear(3, 1), nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return self.linear(x) + self.shift.norm()
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_measurement_that_is_not_finite_leaves_the_update_to_momentum(warm):
+    torch.manual_seed(0)
+    model, data = Kinked(), (torch.randn(20, 3), torch.randn(20, 1))
+    meter = AlignmentMeter(model, squared, [data], 2, every=4, overhead=None, third_derivative=False, probes=3)
+    optimizer = TwoRateSGD(model.parameters(), meter=meter, batch_size=5, lr=0.01)
+    for step in range(9):
+        if step == 4 * warm:
+            model.shift.data.zero_()
+        optimizer.zero_grad()
+        squared(model, data).backward()
+        model.shift.grad.zero_()
+        optimizer.step()
+        if step == 4 * warm:
+            assert optimizer.rates.outcome is RateOutcome.UNMEASURED
+            assert meter.skipped[-1][0] == step
+            kept = optimizer.rates.curvature
+    assert (kept > 0) == warm
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+
+
+def per_sample_variance(run):
+    """tr Σ by a loop over single samples."""
+    rows = []
+    for inputs, targets in zip(*run.data, strict=True):
+        loss = squared(run.model, (inputs[None], targets[None]))
+        rows.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(run.model.parameters()))]))
+    return float(torch.stack(rows).var(dim=0, correction=0).sum())
+
+
+def test_an_unused_parameter_is_measured_as_flat():
+    run = Run()
+    run.model.register_parameter("unused", nn.Parameter(torch.ones(3, dtype=torch.float64)))
+    run.meter = AlignmentMeter(
+        run.model, squared, [run.data], 2, every=4, overhead=None, third_derivative=False, probes=3
+    )
+    run.optimizer, twin = two_rates(run, lr=0.02), Run()
+    for _ in range(6):
+        run.step()
+    assert not run.meter.skipped
+    split = run.meter.history[0].moments.mean(0)
+    energy = float(split.dominant.noise.zeroth + split.bulk.noise.zeroth)
+    assert energy == pytest.approx(per_sample_variance(twin) / 5, rel=0.1)  # of probes; exact within the basis
+    torch.testing.assert_close(run.model.unused.detach(), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+def test_a_copy_goes_on_by_itself():
+    run = Run()
+    for _ in range(5):
+        run.step()
+    twin, held = copy.deepcopy(run), run.flat()
+    for _ in range(5):
+        twin.step()
+    assert torch.equal(run.flat(), held)
+    for _ in range(5):
+        run.step()
+    assert torch.equal(run.flat(), twin.flat())
 
 
 def test_refusals_name_the_remedy():

@@ -10,10 +10,12 @@ import torch
 
 from etastar import History, InvalidArgument
 from etastar.cli import main
+from etastar.errors import InvalidFile
+from etastar.history import encode
 from etastar.network import GaugeOutcome
 from etastar.recipes.networks import load_network
-from etastar.recipes.train import TrainingPlan, train
-from etastar.recipes.train_report import running_history, write_run
+from etastar.recipes.training import TrainingPlan, train, unfinished, write_run
+from etastar.recipes.training import run as running
 
 PLAN = TrainingPlan("digits-cnn", steps=12, every=6, curvature_samples=60, rank=2)
 FILES = ["history.jsonl", "losses.png", "run.png", "limits.png", "curvature.png", "run.html"]
@@ -27,8 +29,8 @@ def run():
 
 def test_the_meter_does_not_change_the_losses(run):
     plain = train(TrainingPlan("digits-cnn", steps=12, metered=False))
-    assert plain.training_loss == run.training_loss
-    assert plain.held_out_loss == run.held_out_loss
+    assert plain.looks.training_loss == run.looks.training_loss
+    assert plain.looks.held_out_loss == run.looks.held_out_loss
     assert len(plain.history) == 0
     assert [row.step for row in run.history] == [0, 6, 12]
 
@@ -49,19 +51,79 @@ def test_the_history_can_be_read_while_the_run_goes(tmp_path):
         if step > 6:
             seen.append(len(History.load(tmp_path / "running.jsonl")))
 
-    with running_history(tmp_path) as live:
-        train(replace(PLAN, live=live), told)
-        assert len(History.load(live)) == 3
+    with unfinished(tmp_path):
+        train(replace(PLAN, out=tmp_path), told)
+        assert len(History.load(tmp_path / "running.jsonl")) == 3
     assert seen[-1] >= 2
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_run_left_gives_way_to_the_next(tmp_path):
+def test_what_a_run_killed_before_its_first_state_left_gives_way_to_the_next(tmp_path):
     (tmp_path / "running.jsonl").write_text("torn", encoding="utf-8")
-    with running_history(tmp_path) as live:
-        assert not live.exists()
-    with running_history(None) as live:
-        assert live is None
+    with unfinished(tmp_path):
+        train(replace(PLAN, out=tmp_path))
+        assert len(History.load(tmp_path / "running.jsonl")) == 3
+    with unfinished(None) as place:
+        assert place is None
+
+
+CONTROLLED = [
+    {},
+    {"metered": False},
+    {"optimizer": "two-rate"},
+    {"policy": "equilibrated", "act": True},
+    {"policy": "forecast"},
+]
+
+
+class Killed(BaseException):
+    """As a kill: nothing may catch it."""
+
+
+@pytest.mark.parametrize("options", CONTROLLED, ids=str)
+def test_a_killed_run_ends_as_if_it_had_never_stopped(options, tmp_path, monkeypatch):
+    plan = replace(PLAN, recipe="digits-mlp", steps=30, every=3, out=tmp_path, step_size=0.3, **options)
+    whole = train(replace(plan, out=None))
+    monkeypatch.setattr(running, "_SAVE_SECONDS", 0.0)
+    save, kills = running.save_state, [7, 19, 29, 31]
+
+    def killed(path, state):
+        save(path, state)
+        if state["run"]["step"] == kills[0]:
+            kills.pop(0)
+            raise Killed
+
+    monkeypatch.setattr(running, "save_state", killed)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            train(plan)
+    resumed = train(plan)
+    assert kills == [31]
+    assert resumed.looks == whole.looks
+    assert [encode(replace(row, cost={})) for row in resumed.history] == [
+        encode(replace(row, cost={})) for row in whole.history
+    ]
+    assert repr(resumed.gauge) == repr(whole.gauge)
+    assert [one.encode() for one in resumed.decisions] == [one.encode() for one in whole.decisions]
+    assert [one.encode() for one in resumed.ledger] == [one.encode() for one in whole.ledger]
+    if resumed.history:
+        assert len(History.load(tmp_path / "running.jsonl")) == len(whole.history)
+    assert train(plan).looks == whole.looks  # of a finished run whose page was not written: nothing is run again
+
+
+def test_the_state_of_another_run_is_refused_and_kept(tmp_path):
+    plan = replace(PLAN, out=tmp_path)
+    train(plan)
+    before = (tmp_path / "running.pt").read_bytes()
+    with pytest.raises(InvalidFile, match=r"running\.pt.*other options, data or versions; delete it"):  # noqa: SIM117
+        with unfinished(tmp_path):
+            train(replace(plan, steps=13))
+    assert (tmp_path / "running.pt").read_bytes() == before
+    assert (tmp_path / "running.jsonl").exists()
+    for damaged in (b"", b"PK\x03\x04", before[: len(before) // 2]):
+        (tmp_path / "running.pt").write_bytes(damaged)
+        with pytest.raises(InvalidFile, match="is no state of a run; delete it, or name another place"):
+            train(plan)
 
 
 def test_the_initialisation_depends_on_the_seed_alone():
@@ -82,6 +144,11 @@ def test_the_initialisation_depends_on_the_seed_alone():
         ({"step_size": 1e99}, "step_size: got 1e\\+99; must be positive, and finite in float32"),
         ({"batch_size": 10_000}, "batch_size: got 10000"),
         ({"curvature_samples": 10_000}, "curvature_samples: got 10000"),
+        ({"optimizer": "adam"}, "optimizer: got 'adam'; must be sgd or two-rate"),
+        ({"policy": "greedy"}, "policy: got 'greedy'; must be equilibrated or forecast"),
+        ({"policy": "forecast", "optimizer": "two-rate"}, "policy: got 'forecast'; judges plain SGD"),
+        ({"act": True}, "act: got True; needs a --policy to act on"),
+        ({"optimizer": "two-rate", "metered": False}, "meter: got False; must stay on"),
     ],
 )
 def test_bad_plans_are_refused_by_name(wrong, message):
@@ -111,6 +178,8 @@ class Missing:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Missing())
 from etastar.cli import main
+from etastar.errors import InvalidFile
+from etastar.history import encode
 sys.exit(main(["train", "digits-mlp"]))
 """
 

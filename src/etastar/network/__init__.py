@@ -20,7 +20,8 @@ from etastar.network.explored import SymmetricOperator
 from etastar.network.findings import Finding, PreflightReport, Severity
 from etastar.network.forecast import DecayForecast, ForecastOutcome, LossForecast, decay_forecast
 from etastar.network.gauge import GaugeOutcome, GaugePart, GaugeSummary, StepGauge
-from etastar.network.ledger import LedgerEntry, LedgerSummary, UpdateLedger
+from etastar.network.ledger import UpdateLedger
+from etastar.network.ledger_entries import LedgerEntry, LedgerSummary, ledger_columns, ledger_summary, load_ledger
 from etastar.network.meter import AlignmentMeter, MeterHandle, Tracker
 from etastar.network.parameters import ParameterVector
 from etastar.network.preflight import preflight
@@ -64,6 +65,9 @@ __all__ = [
     "TwoRateSGD",
     "UpdateLedger",
     "decay_forecast",
+    "ledger_columns",
+    "ledger_summary",
     "load_decisions",
+    "load_ledger",
     "preflight",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,59 +19,24 @@ from torch import Tensor
 
 from etastar.criteria import loss_change
 from etastar.errors import InvalidArgument
+from etastar.moments import SplitMoments
 from etastar.network.batches import refuse_single_batch, tensors_of
 from etastar.network.direction import check_optimizer, update_direction
+from etastar.network.ledger_entries import (
+    PARTS,
+    LedgerEntry,
+    LedgerSummary,
+    ledger_columns,
+    ledger_summary,
+    save_ledger,
+)
 from etastar.network.meter import AlignmentMeter
 from etastar.network.persample import gradient_at, loss_at
 from etastar.uncertainty import Estimate
 
-__all__ = ["PARTS", "LedgerEntry", "LedgerSummary", "UpdateLedger"]
+__all__ = ["UpdateLedger"]
 
 Array = npt.NDArray[np.float64]
-PARTS = ("dominant", "bulk", "full")
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerEntry:
-    """One checkpoint.
-
-    Attributes:
-        step: Steps taken before it.
-        step_size: η of the updates, [parameter²/loss].
-        batch_size: b behind them, [samples].
-        updates: Mini-batches whose updates were made.
-        predicted: By part ("dominant", "bulk", "full"): expected loss change from the meter's moments, [loss].
-        measured: By part: mean loss change on the held-out batches, [loss]. Its standard error covers the draw of the
-            mini-batches and, with two held-out batches or more, that of the held-out samples.
-    """
-
-    step: int
-    step_size: float
-    batch_size: int
-    updates: int
-    predicted: Mapping[str, Estimate]
-    measured: Mapping[str, Estimate]
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerSummary:
-    """Prediction against measurement of one part over all entries.
-
-    Attributes:
-        part: "dominant", "bulk" or "full".
-        entries: Those with both numbers.
-        ratio: Sum of the measured over sum of the predicted changes; 1 where the moments say what happens.
-        ratio_error: Its standard error, from those of the entries.
-        deviation: Root mean square of (measured − predicted)/standard error of both; about 1 where errors are honest.
-        same_sign: Entries in which both have one sign.
-    """
-
-    part: str
-    entries: int
-    ratio: float
-    ratio_error: float
-    deviation: float
-    same_sign: int
 
 
 class UpdateLedger:
@@ -124,6 +89,7 @@ class UpdateLedger:
             step_size=eta,
             batch_size=sizes[0],
             updates=len(drawn),
+            descent={part: measurement.estimate(lambda split, part=part: eta * _slope(split, part)) for part in PARTS},
             predicted={
                 part: measurement.estimate(lambda split, part=part: getattr(loss_change(split, eta), part))
                 for part in PARTS
@@ -135,17 +101,34 @@ class UpdateLedger:
 
     def summary(self) -> list[LedgerSummary]:
         """Of each part, over all entries; NaN where there is none."""
-        return [_summary(part, self.entries) for part in PARTS]
+        return ledger_summary(self.entries)
 
     def columns(self) -> dict[str, Array]:
-        """What a calibration plot needs: ``step``, and by part ``predicted_``, ``measured_`` and ``…_error``."""
-        table = {"step": np.array([float(entry.step) for entry in self.entries])}
-        for part in PARTS:
-            for kind in ("predicted", "measured"):
-                found: list[Estimate] = [getattr(entry, kind)[part] for entry in self.entries]
-                table[f"{kind}_{part}"] = np.array([float(e.value) for e in found])
-                table[f"{kind}_{part}_error"] = np.array([float(e.standard_error) for e in found])
-        return table
+        """The entries as arrays; see `ledger_columns`."""
+        return ledger_columns(self.entries)
+
+    def save(self, path: str | Path) -> None:
+        """Write the entries as JSON lines, whole or not at all; `load_ledger` reads them.
+
+        Raises:
+            InvalidFile: It cannot be written.
+        """
+        save_ledger(self.entries, path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The entries, as plain values that survive ``weights_only`` loading; the meter has a state of its own."""
+        return {"entries": [entry.encode() for entry in self.entries]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`.
+
+        Raises:
+            InvalidArgument: Not a state of a ledger.
+        """
+        try:
+            self.entries = [LedgerEntry.decode(line) for line in state["entries"]]
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise InvalidArgument("state", type(state).__name__, "must come from UpdateLedger.state_dict()") from None
 
     def _changes(self, optimizer: torch.optim.Optimizer, eta: float, drawn: Sequence[Any]) -> Array:
         """Loss changes by part, mini-batch and held-out batch, ``(3, updates, held out)``."""
@@ -174,34 +157,19 @@ class UpdateLedger:
         weights = np.array([_samples(batch) for batch in self._held_out], dtype=np.float64)
         weights /= weights.sum()
         each = changes @ weights
-        mean, variance = float(each.mean()), float(each.var(ddof=1)) / len(each)
         count = len(each)
-        if len(weights) > 1:
-            variance += float(weights**2 @ (changes.mean(0) - mean) ** 2) * len(weights) / (len(weights) - 1)
-            count = min(count, len(weights))
+        with np.errstate(invalid="ignore"):  # where an update leads to an infinite loss, the error is NaN
+            mean, variance = float(each.mean()), float(each.var(ddof=1)) / count
+            if len(weights) > 1:
+                variance += float(weights**2 @ (changes.mean(0) - mean) ** 2) * len(weights) / (len(weights) - 1)
+                count = min(count, len(weights))
         error, half = math.sqrt(variance), _quantile(count) * math.sqrt(variance)
         return Estimate(mean, error, 0.0, mean - half, mean + half, 0.9, math.isfinite(mean + half))
 
 
-def _summary(part: str, entries: Sequence[LedgerEntry]) -> LedgerSummary:
-    pairs = [(entry.predicted[part], entry.measured[part]) for entry in entries]
-    known = [(p, m) for p, m in pairs if math.isfinite(float(p.value)) and math.isfinite(float(m.value))]
-    nan = math.nan
-    if not known:
-        return LedgerSummary(part, 0, nan, nan, nan, 0)
-    (said, said_error), (seen, seen_error) = (
-        (
-            np.array([float(pair[i].value) for pair in known]),
-            np.array([float(pair[i].standard_error) for pair in known]),
-        )
-        for i in (0, 1)
-    )
-    errors = np.hypot(said_error, seen_error)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = float(seen.sum() / said.sum())
-        error = math.sqrt(float(np.sum(seen_error**2 + (ratio * said_error) ** 2))) / abs(float(said.sum()))
-        deviation = float(np.sqrt(np.mean(((seen - said) / errors) ** 2)))
-    return LedgerSummary(part, len(known), ratio, error, deviation, int(np.sum(np.sign(said) == np.sign(seen))))
+def _slope(split: SplitMoments, part: str) -> Array:
+    sides = {"dominant": split.dominant.slope, "bulk": split.bulk.slope}
+    return sides[part] if part in sides else sides["dominant"] + sides["bulk"]
 
 
 def _samples(batch: Any) -> int:

@@ -190,13 +190,21 @@ class AlignmentMeter:
             raise InvalidArgument("optimizer", type(optimizer).__name__, "the meter is attached: handle.remove() first")
         self._follow_parameters()
         self._check(optimizer)
+        self.require_sound()
+        self._handle = MeterHandle(self, optimizer, batch_size, path, log)
+        return self._handle
+
+    def require_sound(self) -> None:
+        """Run preflight and keep its report in `preflight`.
+
+        Raises:
+            InvalidArgument: Whatever preflight refuses, in its own name.
+        """
         with torch.autocast(self.operator.device.type, enabled=False):
             self.preflight = preflight(
                 self.model, self.loss_fn, self._batches, self._parameters, training=self._training
             )
         self.preflight.require()
-        self._handle = MeterHandle(self, optimizer, batch_size, path, log)
-        return self._handle
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to be measured as if it had never stopped; safe for ``weights_only`` loading."""

@@ -119,7 +119,9 @@ def _derivatives(
                 raise
             width = 1
             continue
-        yield begin, torch.cat([piece.detach().reshape(width, -1) for piece in pieces], dim=1)
+        # What is unused comes without the leading dimension.
+        rows = [piece.detach().expand(width, *x.shape) for piece, x in zip(pieces, inputs, strict=True)]
+        yield begin, torch.cat([row.reshape(width, -1) for row in rows], dim=1)
         count -= width
 
 

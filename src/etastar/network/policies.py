@@ -42,9 +42,12 @@ class Verdict:
 def settled_window(history: History, since: int) -> list[Measurement] | None:
     """The later half of the measurements made since step `since`; None while it is too short to be judged.
 
-    It needs eight measurements, and to last ten correlation times of the dominant energy, 1/(2ηλ_k) each.
+    It needs eight measurements, and to last ten correlation times of the dominant energy, 1/(2ηλ_k) each. It goes back
+    no further than the step size is less than a factor of two off the last: another scheduler may have changed it.
     """
     rows = [row for row in history if row.step >= since and _kind(row) == _kind(history[-1])]
+    far = [at for at, row in enumerate(rows) if not 0.5 * rows[-1].step_size < row.step_size < 2 * rows[-1].step_size]
+    rows = rows[far[-1] + 1 :] if far else rows
     window = rows[len(rows) // 2 :]
     if len(window) < _LEAST:
         return None

@@ -81,8 +81,10 @@ class ScaledOptimizer(WrappedOptimizer):
         if self.every is not None and self._steps % self.every == 0:
             self.tracker.refresh(self.tolerance)
         basis = self.tracker.basis
-        if basis is None:
+        if basis is None and self.every is None:
             raise InvalidArgument("tracker", "no basis yet", "call tracker.refresh() first, or give `every`")
+        if basis is None:
+            raise InvalidArgument("tracker", "no basis", "its products are not finite: the loss has no curvature here")
         return Correction(self._vector, basis, *self._factors)
 
     def _end(self) -> None:

@@ -19,6 +19,7 @@ from etastar.network.decisions import Decision, DecisionFile, interval
 from etastar.network.gauge import StepGauge
 from etastar.network.meter import AlignmentMeter
 from etastar.network.policies import Verdict, equilibrated, equilibrated_gauge, forecast, settled_window
+from etastar.network.wrapped import WrappedOptimizer
 
 __all__ = ["CriticalStepSizeLR", "Mode", "Policy"]
 
@@ -63,7 +64,7 @@ class CriticalStepSizeLR(LRScheduler):
 
     Raises:
         InvalidArgument: An argument that is none of these, a clock-driven meter with mode "act", a gauge with policy
-            "forecast".
+            "forecast", a meter beside an optimizer of `etastar.network`: it describes the update inside.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(3))
@@ -85,6 +86,9 @@ class CriticalStepSizeLR(LRScheduler):
         path: str | Path | None = None,
     ) -> None:
         _check(source, policy, mode, factor)
+        if isinstance(source, AlignmentMeter) and isinstance(optimizer, WrappedOptimizer):
+            remedy = "corrects the update that the meter describes: give the scheduler a StepGauge"
+            raise InvalidArgument("optimizer", type(optimizer).__name__, remedy)
         self.source, self.policy, self.mode = source, policy, mode
         self.factor, self.horizon = float(factor), whole_number("horizon", horizon, 1)
         self.decisions: list[Decision] = []

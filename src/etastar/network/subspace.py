@@ -198,6 +198,7 @@ class SubspaceTracker:
     def state_dict(self) -> dict[str, Any]:
         """What the next refresh depends on; restored by `load_state_dict` it continues bit for bit."""
         return {
+            "rank": self.rank,
             "carried": None if self._carried is None else self._carried.clone(),
             "values": self._values.clone(),
             "responses": self._responses.clone(),
@@ -216,6 +217,8 @@ class SubspaceTracker:
             )
         except (KeyError, TypeError):
             raise InvalidArgument("state", state, "must come from SubspaceTracker.state_dict()") from None
+        if (rank := state.get("rank", self.rank)) != self.rank:
+            raise InvalidArgument("state", f"of rank {rank}", f"must be of rank {self.rank}")
         if carried is not None:
             size, dtype = self.operator.shape[0], self.operator.dtype
             fits = carried.ndim == 2 and carried.shape[0] == size and carried.shape[1] == values.numel() >= self.rank

@@ -22,7 +22,7 @@ from etastar.errors import EtastarError, InvalidArgument
 from etastar.history import History, Measurement
 from etastar.network.batches import whole_number
 from etastar.network.meter import AlignmentMeter
-from etastar.network.subspace import SubspaceTracker
+from etastar.network.subspace import SubspaceOutcome, SubspaceTracker
 from etastar.network.wrapped import Correction, WrappedOptimizer, span_part
 
 __all__ = ["RateOutcome", "Rates", "TwoRateSGD"]
@@ -79,7 +79,7 @@ class _Seen:
     def of(cls, meter: AlignmentMeter, losses: Mapping[int, float]) -> _Seen:
         history = meter.history
         kernel = _kernel(history, losses)
-        failed = bool(meter.skipped) and (not len(history) or meter.skipped[-1][0] > history[-1].step)
+        failed = bool(meter.skipped) and (not len(history) or meter.skipped[-1][0] >= history[-1].step)
         if failed or not len(history):
             return cls(RateOutcome.UNMEASURED, kernel=kernel)
         window, certificate = _window(history), history[-1].certificate
@@ -153,7 +153,8 @@ class TwoRateSGD(WrappedOptimizer):
 
     Raises:
         InvalidArgument: A meter with an overhead, momentum outside (0, 1), parameters that the meter measures and this
-            does not move; at a step, groups that differ in lr or momentum.
+            does not move, whatever preflight refuses; at a step, groups that differ in lr or momentum, or have
+            ``dampening``, ``nesterov`` or ``maximize``.
     """
 
     _SAVED = ("meter", "losses", "curvature")
@@ -175,6 +176,7 @@ class TwoRateSGD(WrappedOptimizer):
         super().__init__(torch.optim.SGD(params, lr, momentum, weight_decay=weight_decay))
         self.meter, self._batch_size = meter, whole_number("batch_size", batch_size, 1)
         self._require(meter.operator.vector)
+        meter.require_sound()
         self._losses: dict[int, float] = {}  # L by step, at the last measurements
         self._curvature = 0.0
         self._seen = _Seen.of(meter, self._losses)
@@ -186,6 +188,9 @@ class TwoRateSGD(WrappedOptimizer):
 
     def _begin(self) -> Correction | None:
         lr = self._one("lr")
+        for setting in ("dampening", "nesterov", "maximize"):
+            if any(group[setting] for group in self.param_groups):
+                raise InvalidArgument(f"optimizer {setting}", True, "must not be set: the rule is of plain momentum")
         frozen = not all(tensor.requires_grad for tensor in self.meter.operator.vector.tensors)
         if frozen or self._due:
             self._measure(lr)
@@ -209,7 +214,8 @@ class TwoRateSGD(WrappedOptimizer):
         """A failure (a loss that is not finite) is the meter's to record, and leaves the update to momentum."""
         before = self.meter.tracker.basis
         try:
-            self.meter.measure(lr, self._batch_size)
+            if self.meter.measure(lr, self._batch_size).certificate["outcome"] == SubspaceOutcome.NOT_FINITE.name:
+                raise InvalidArgument("curvature", "not finite", SubspaceOutcome.NOT_FINITE.value)
             kept = list(self._losses.items())[1 - _WINDOW :]
             self._losses = dict([*kept, (self.meter.step, self.meter.operator.loss())])
             self._curvature = _outside(before, self.meter.tracker)

@@ -91,7 +91,7 @@ class WrappedOptimizer(torch.optim.Optimizer, ABC):
         Returns:
             What the inner optimizer returns.
         """
-        device = self.param_groups[0]["params"][0].device.type
+        device = next(tensor for group in self.param_groups for tensor in group["params"]).device.type
         with torch.no_grad(), torch.autocast(device, enabled=False):
             correction = self._begin()
         outcome = self.inner.step(closure) if closure is not None else self.inner.step()
@@ -122,10 +122,20 @@ class WrappedOptimizer(torch.optim.Optimizer, ABC):
         if missing := [name for name in ("state", "param_groups", *self._SAVED) if name not in state]:
             allowed = f"must come from {type(self).__name__}.state_dict(); {missing[0]} is missing"
             raise InvalidArgument("state_dict", sorted(state), allowed)
+        own, found = (
+            [len(group["params"]) for group in groups] for groups in (self.param_groups, state["param_groups"])
+        )
+        if own != found:
+            raise InvalidArgument("state_dict", f"groups of {found} parameters", f"must have groups of {own}")
         self._load_own_state(state)
         self.inner.load_state_dict(state)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: as of any optimizer, without hooks or the `step` that schedulers patch."""
+        left = ("step", "_opt_called")
+        return {n: value for n, value in vars(self).items() if n not in left and not n.startswith("_optimizer_")}
 
     @abstractmethod
     def _begin(self) -> Correction | None:
@@ -156,10 +166,14 @@ class WrappedOptimizer(torch.optim.Optimizer, ABC):
 
 
 def span_part(vector: ParameterVector, basis: Tensor, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The part of a vector that lies in the span of the basis, in pieces of the parameters' shapes, one at a time."""
+    """The part of a vector that lies in the span of the basis, in pieces of the parameters' shapes, one at a time.
+
+    Of a vector that is not finite it is zero: one bad entry must not spread to every parameter.
+    """
     rows = [basis[entries] for entries in vector.slices.values()]
     inside = torch.zeros(basis.shape[1], dtype=basis.dtype, device=basis.device)
     for part, piece in zip(rows, pieces, strict=True):
         inside += part.mT @ piece.reshape(-1)
+    inside = torch.where(torch.isfinite(inside).all(), inside, torch.zeros_like(inside))
     for part, tensor in zip(rows, vector.tensors, strict=True):
         yield (part @ inside).view_as(tensor)

@@ -17,7 +17,10 @@ import numpy.typing as npt
 from etastar.errors import InvalidArgument
 from etastar.history import History, Measurement
 from etastar.network.decisions import Decision
-from etastar.network.ledger import PARTS, UpdateLedger
+from etastar.network.ledger import UpdateLedger
+from etastar.network.ledger_entries import LedgerEntry
+from etastar.network.two_rate import Rates
+from etastar.recipes.ledger_report import ledger_section
 from etastar.report import (
     COLOURS,
     Band,
@@ -25,7 +28,6 @@ from etastar.report import (
     Figure,
     Line,
     Panel,
-    Points,
     Reference,
     Section,
     Table,
@@ -39,20 +41,18 @@ Array = npt.NDArray[np.float64]
 _WINDOW = 8
 _LEAST_SHOWN = 0.05  # of the value: where a band is cut, since a logarithmic axis has no zero
 _MOST_ROWS = 40
-_FAR = 20
-_PLOTTED = (("predicted", ""), ("measured", ""), ("measured", "_error"))
 _DECISIONS = [
     Column("steps", "steps taken at the looks that agreed"),
     Column("step size", "η then [parameter²/loss]"),
     Column("decision", "what the controller found, and whether it acted", numeric=False),
     Column("reason", "with the numbers of the first of these looks and their 90 % intervals", numeric=False),
 ]
-_LEDGER = [
-    Column("part", "the update projected on the dominant subspace or the bulk, or the whole", numeric=False),
-    Column("checkpoints", "checkpoints with both numbers"),
-    Column("measured/predicted", "sum of measured over sum of predicted loss changes ± standard error"),
-    Column("deviation", "root mean square of (measured − predicted)/standard error; about 1 where errors are honest"),
-    Column("same sign", "checkpoints at which prediction and measurement agree that the loss falls or rises"),
+_RATES = [
+    Column("steps", "steps taken at the looks that agreed"),
+    Column("bulk", "rate of the update with momentum there, least to largest [parameter²/loss]"),
+    Column("dominant", "rate of the plain step in the dominant subspace, where it has one of its own"),
+    Column("K", "noise-kernel norm at lr of what has momentum: the share of the loss that its noise puts back"),
+    Column("why", "what decided the dominant rate", numeric=False),
 ]
 
 
@@ -68,7 +68,8 @@ class ControlledRun:
         history: Of the meter; may be empty.
         decisions: Of the controller.
         held_out: Held-out loss, ``(T,)``; empty where it was not looked at.
-        ledger: With its entries, where one was kept.
+        ledger: One that was kept, or its entries as `load_ledger` reads them.
+        rates: Of `TwoRateSGD`, ``(T,)``; empty for others.
     """
 
     name: str
@@ -78,10 +79,12 @@ class ControlledRun:
     history: History
     decisions: Sequence[Decision]
     held_out: Sequence[float] = field(default_factory=list[float])
-    ledger: UpdateLedger | None = None
+    ledger: UpdateLedger | Sequence[LedgerEntry] = ()
+    rates: Sequence[Rates] = field(default_factory=list[Rates])
 
     def __post_init__(self) -> None:
-        lengths = [len(self.steps), len(self.loss), len(self.step_sizes), len(self.held_out) or len(self.steps)]
+        columns = self.loss, self.step_sizes, self.held_out or self.steps, self.rates or self.steps
+        lengths = [len(self.steps), *map(len, columns)]
         if len(set(lengths)) > 1 or not lengths[0]:
             raise InvalidArgument("steps", lengths, "steps, losses and step sizes must be of one length, not empty")
 
@@ -99,8 +102,6 @@ def write_control(run: ControlledRun, out: str | Path) -> list[Path]:
 def control_sections(run: ControlledRun) -> list[Section]:
     """The same as sections of a larger report: the control, and the ledger where there is one."""
     acted = [decision for decision in run.decisions if decision.acted]
-    called = [decision for decision in run.decisions if decision.outcome.decays]
-    told = f"acted {_times(acted)}" if acted else f"called for a decay {_times(called)} and never acted"
     smooth = _smooth(run.history, [decision.step for decision in acted])
     caption = (
         f"Loss; step size beside the loss thresholds, moments averaged over {_WINDOW} measurements, none across "
@@ -114,13 +115,23 @@ def control_sections(run: ControlledRun) -> list[Section]:
     section = Section(
         "control",
         "Control of the step size",
-        f"The controller looked {_times(run.decisions)} and {told}. The loss ends at {run.loss[-1]:.4g}.",
+        f"{_finding(run, acted)} The loss ends at {run.loss[-1]:.4g}.",
         figures=figures,
-        tables=[Table(_DECISIONS, _rows(run.decisions))],
+        tables=[Table(_RATES, _rate_rows(run)) if run.rates else Table(_DECISIONS, _rows(run.decisions))],
         data={"decisions": len(run.decisions), "acted": [decision.step for decision in acted]},
     )
-    ledger = [] if run.ledger is None or not run.ledger.entries else [_ledger_section(run.ledger)]
-    return [section, *ledger]
+    entries = run.ledger.entries if isinstance(run.ledger, UpdateLedger) else run.ledger
+    return [section, ledger_section(entries)] if entries else [section]
+
+
+def _finding(run: ControlledRun, acted: Sequence[Decision]) -> str:
+    if run.rates:
+        apart = [one for one in run.rates if one.dominant is not None]
+        held = [one for one, lr in zip(run.rates, run.step_sizes, strict=True) if one.bulk < lr]
+        return f"Two rates at {len(apart)} of {len(run.rates)} looks; the bulk's was held below lr at {len(held)}."
+    called = [decision for decision in run.decisions if decision.outcome.decays]
+    told = f"acted {_times(acted)}" if acted else f"called for a decay {_times(called)} and never acted"
+    return f"The controller looked {_times(run.decisions)} and {told}."
 
 
 def _smooth(history: History, acted: Sequence[int]) -> History:
@@ -143,7 +154,11 @@ def _step_sizes(run: ControlledRun, smooth: History) -> Panel:
     marks = list(_marked(run))
     for name, label in (("dominant", "η_D"), ("bulk", "η_B"), ("full", "η_full")):
         marks += _banded(smooth, lambda row, name=name: getattr(row.loss_thresholds, name), label, COLOURS[name])
-    marks.append(Line(run.steps, run.step_sizes, "η in use", COLOURS["exact"], 1.8, "dash"))
+    marks.append(Line(run.steps, run.step_sizes, "lr" if run.rates else "η in use", COLOURS["exact"], 1.8, "dash"))
+    if run.rates:
+        dominant = [one.bulk if one.dominant is None else one.dominant for one in run.rates]
+        marks.append(Line(run.steps, [one.bulk for one in run.rates], "rate in the bulk", COLOURS["sampled"], 1.8))
+        marks.append(Line(run.steps, dominant, "in the dominant subspace", COLOURS["accent"], 1.8))
     return Panel("step", "step size [parameter²/loss]", marks, y_scale="log")
 
 
@@ -208,6 +223,36 @@ def _rows(decisions: Sequence[Decision]) -> list[list[str]]:
     return [_row(run) for run in runs[-_MOST_ROWS:]]
 
 
+def _rate_rows(run: ControlledRun) -> list[list[str]]:
+    """Stretches with one outcome, the last of them where there are many."""
+    stretches: list[list[int]] = []
+    for index, one in enumerate(run.rates):
+        if stretches and run.rates[stretches[-1][0]].outcome is one.outcome:
+            stretches[-1].append(index)
+        else:
+            stretches.append([index])
+    return [_rate_row(run, stretch) for stretch in stretches[-_MOST_ROWS:]]
+
+
+def _rate_row(run: ControlledRun, stretch: Sequence[int]) -> list[str]:
+    found, steps = [run.rates[i] for i in stretch], [run.steps[i] for i in stretch]
+    norms = [one.kernel_norm for one in found if one.kernel_norm is not None]
+    return [
+        f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,} ({len(steps)} looks)",
+        _range([one.bulk for one in found]),
+        _range([one.dominant for one in found if one.dominant is not None]) or "as the bulk",
+        _range(norms) or "–",
+        found[0].outcome.value,
+    ]
+
+
+def _range(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
+
+
 def _times(found: Sequence[Decision]) -> str:
     return f"{len(found)} time{'' if len(found) == 1 else 's'}"
 
@@ -217,46 +262,3 @@ def _row(run: Sequence[Decision]) -> list[str]:
     steps = f"{first.step:,}" if len(run) == 1 else f"{first.step:,} to {last.step:,} ({len(run)} looks)"
     deed = f", acted: {first.step_size:.4g} → {first.proposed:.4g}" if first.acted else ""
     return [steps, f"{first.step_size:.4g}", f"{first.outcome.value}{deed}", first.numbers]
-
-
-def _ledger_section(ledger: UpdateLedger) -> Section:
-    table = ledger.columns()
-    panels: list[Panel] = []
-    left_out = 0
-    for part in PARTS:
-        said, seen, error = (table[f"{name}_{part}{end}"] for name, end in _PLOTTED)
-        shown = np.abs(said) <= _FAR * np.nanmedian(np.abs(said))
-        left_out += int((~shown).sum())
-        ends = [np.nanmin([said[shown], seen[shown]]), np.nanmax([said[shown], seen[shown]])] if shown.any() else []
-        marks = [
-            Reference(0.0),
-            Line(ends, ends, "as predicted", COLOURS["exact"], 1.0, "dash"),
-            Points(said[shown], seen[shown], "checkpoints, ± standard error", COLOURS[part], error[shown]),
-        ]
-        panels.append(Panel("predicted loss change", "measured loss change", marks, part))
-    summaries = ledger.summary()
-    rows = [
-        [
-            one.part,
-            f"{one.entries}",
-            f"{one.ratio:.3f} ± {one.ratio_error:.2g}",
-            f"{one.deviation:.2f}",
-            f"{one.same_sign}",
-        ]
-        for one in summaries
-    ]
-    caption = "Each part of the update made alone on real mini-batches, and the loss looked at."
-    far = (
-        f" {left_out} points with changes more than {_FAR} times the median are in the table only." if left_out else ""
-    )
-    told = ", ".join(f"{one.part} {one.ratio:.2f} ± {one.ratio_error:.2g}" for one in summaries)
-    return Section(
-        "ledger",
-        "Ledger: updates tried, part by part",
-        f"Measured over predicted loss change, all {len(ledger.entries)} checkpoints together: {told}.",
-        "Predictions are those of the quadratic model at the checkpoint: a dominant ratio away from 1 says that steps "
-        "of this size leave the region where it holds.",
-        figures=[Figure("ledger", f"{caption}{far}", panels)],
-        tables=[Table(_LEDGER, rows)],
-        data={one.part: {"ratio": one.ratio, "error": one.ratio_error} for one in summaries},
-    )

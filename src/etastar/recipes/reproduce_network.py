@@ -12,8 +12,7 @@ from dataclasses import replace
 from etastar.recipes.calibration import CalibrationPlan, calibrate, calibration_section
 from etastar.recipes.forecast import WITHIN, ForecastPlan, forecast_decay, forecast_section
 from etastar.recipes.reproduce import Reproduction
-from etastar.recipes.train import TrainingPlan, train
-from etastar.recipes.train_report import run_sections
+from etastar.recipes.training import TrainingPlan, run_sections, train
 from etastar.report import Check, Section
 
 __all__ = ["reproduce_network"]

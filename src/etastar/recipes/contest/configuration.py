@@ -87,7 +87,7 @@ _BASES: dict[Rule, tuple[int, int, float]] = {
     "forecast": _CLOSE,
 }
 FINAL_SEED = 16  # of the first final; the seeds below it are for tuning and for whoever develops a rule
-_TUNING_SEED = 0
+_TUNING_SEED = 0  # of its first round; every other has the next one
 _FORMAT = 3
 _SCHEDULES: tuple[Schedule, ...] = ("constant", "linear", "cosine")
 _PILOT = 4  # the pilot is this part of a run

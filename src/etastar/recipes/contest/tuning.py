@@ -1,7 +1,8 @@
 """Successive halving: many configurations run short, the better half twice as long, within a budget of full runs.
 
 Jamieson and Talwalkar (arXiv 1502.07943). Every run is a complete one of its own length, its schedule included: what
-is halved is the length, so that linear and cosine decays are judged by where they end.
+is halved is the length, so that linear and cosine decays are judged by where they end. Every round has a seed of its
+own, so that what survives them has not been near the edge of divergence by one lucky draw.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def tuning(start: Sequence[RunConfiguration], steps: int, losses: Mapping[str, f
     survivors, spent = list(start), 0.0
     for round_ in range(_ROUNDS):
         length = steps // 2 ** (_ROUNDS - 1 - round_)
-        runs = [replace(one, steps=length) for one in survivors]
+        runs = [replace(one, steps=length, seed=round_) for one in survivors]
         missing = [run for run in runs if run.key not in losses]
         spent += length / steps * (len(runs) - len(missing))
         if missing:

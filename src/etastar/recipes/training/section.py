@@ -1,23 +1,27 @@
-"""What ``etastar train`` writes: the history, the pictures, and one page with losses, meter and gauge.
+"""What ``etastar train`` writes: history, decisions, ledger, the pictures, and one page with control, meter and gauge.
 
 Further sections (decay forecast, calibration) come from their own recipes and join the same page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from etastar.errors import InvalidArgument, InvalidFile
 from etastar.files import output_directory
+from etastar.network.decisions import DecisionFile
 from etastar.network.gauge.part import GaugePart
 from etastar.network.gauge.summary import GaugeSummary
-from etastar.recipes.train import TrainedRun
+from etastar.network.ledger_entries import save_ledger
+from etastar.recipes.control_report import ControlledRun, control_sections
+from etastar.recipes.training.run import RUNNING, STATE
+from etastar.recipes.training.trained import TrainedRun
 from etastar.report import COLOURS, Column, Figure, Line, Panel, Section, Table, run_section, write_report
 from etastar.uncertainty import Estimate
 
-__all__ = ["run_sections", "running_history", "write_run"]
+__all__ = ["run_sections", "unfinished", "write_run"]
 
 _GAUGE_COLUMNS = [
     Column("part", "the whole update, a subspace, or one parameter tensor", numeric=False),
@@ -29,29 +33,30 @@ _GAUGE_COLUMNS = [
 
 
 @contextmanager
-def running_history(out: Path | None) -> Generator[Path | None]:
-    """Where a run that will be written to `out` keeps its history while it goes: removed once the run is written.
+def unfinished(out: Path | None) -> Generator[Path | None]:
+    """Where a run that will be written to `out` keeps its measurements and its state while it goes.
 
-    A run that is killed leaves ``running.jsonl`` for `History.load`; the next one replaces it. A run that is refused
-    leaves nothing.
+    Both are removed once the run is written. A run that is killed leaves them: ``running.jsonl`` for `History.load`,
+    ``running.pt`` for the same command to go on from. A run that is refused leaves nothing.
     """
     if out is None:
         yield None
         return
-    live = output_directory(out) / "running.jsonl"
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    live = output_directory(out) / RUNNING
+    missing, before = [folder for folder in (out, *out.parents) if not folder.exists()], live.exists()
     if live.is_dir():
         raise InvalidFile("out", str(live), "is a directory; name another place")
-    live.unlink(missing_ok=True)
     try:
-        yield live
+        yield out
     except InvalidArgument:
-        live.unlink(missing_ok=True)
+        if not before:
+            live.unlink(missing_ok=True)
         with suppress(OSError):  # made on the way, and in use by others since
             for folder in missing:
                 folder.rmdir()
         raise
-    live.unlink(missing_ok=True)
+    for name in (RUNNING, STATE):
+        (out / name).unlink(missing_ok=True)
 
 
 def write_run(run: TrainedRun, out: Path, further: Sequence[Section] = ()) -> list[Path]:
@@ -63,30 +68,53 @@ def write_run(run: TrainedRun, out: Path, further: Sequence[Section] = ()) -> li
         further: Sections of other recipes, after the run's own.
     """
     sections = [*run_sections(run), *further]
-    plan = run.plan
-    title = f"{plan.recipe}, {plan.loss}: {run.steps[-1]:,} step{'' if run.steps[-1] == 1 else 's'} of SGD"
+    plan, steps = run.plan, run.looks.steps[-1]
+    who = "TwoRateSGD" if plan.optimizer == "two-rate" else "SGD"
+    title = f"{plan.recipe}, {plan.loss}: {steps:,} step{'' if steps == 1 else 's'} of {who}"
     settings = f"Step size {plan.step_size:g}, batch size {plan.batch_size}, seed {plan.seed}"
+    if plan.policy is not None:
+        settings += f", policy {plan.policy} ({'acting' if plan.act else 'advising'})"
+    files: dict[str, Callable[[Path], object]] = {"history.jsonl": run.history.save}
+    if run.decisions:
+        files["decisions.jsonl"] = lambda path: DecisionFile(path, run.decisions)
+    if run.ledger:
+        files["ledger.jsonl"] = lambda path: save_ledger(run.ledger, path)
     lead = f"{settings}; what the meter saw on the way."
-    return write_report(out, "run.html", title, lead, sections, files={"history.jsonl": run.history.save})
+    return write_report(out, "run.html", title, lead, sections, files=files)
 
 
 def run_sections(run: TrainedRun) -> list[Section]:
     """Losses, what the meter saw, and what the gauge says of the end."""
     measured = [run_section(run.history)] if len(run.history) else []
     gauged = [] if run.gauge is None else [_gauge_section(run.gauge, run.gauge_verdict)]
-    return [_loss_section(run), *measured, *gauged]
+    if not run.plan.controlled:
+        return [_loss_section(run), *measured, *gauged]
+    looks = run.looks
+    controlled = ControlledRun(
+        run.plan.recipe,
+        looks.steps,
+        looks.training_loss,
+        looks.step_sizes,
+        run.history,
+        run.decisions,
+        looks.held_out_loss,
+        run.ledger,
+        looks.rates,
+    )
+    return [*control_sections(controlled), *measured, *gauged]
 
 
 def _loss_section(run: TrainedRun) -> Section:
+    looks = run.looks
     marks = [
-        Line(run.steps, run.training_loss, "training samples", COLOURS["exact"], 2.0),
-        Line(run.steps, run.held_out_loss, "held out", COLOURS["accent"], 2.0, "dash"),
+        Line(looks.steps, looks.training_loss, "training samples", COLOURS["exact"], 2.0),
+        Line(looks.steps, looks.held_out_loss, "held out", COLOURS["accent"], 2.0, "dash"),
     ]
     panel = Panel("step", "loss", marks, y_scale="log")
     return Section(
         "losses",
         "Losses",
-        f"The training loss ends at {run.training_loss[-1]:.4g}, the held-out loss at {run.held_out_loss[-1]:.4g}.",
+        f"The training loss ends at {looks.training_loss[-1]:.4g}, the held-out loss at {looks.held_out_loss[-1]:.4g}.",
         figures=[Figure("losses", "Over all samples of each set.", [panel])],
     )
 
