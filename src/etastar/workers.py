@@ -26,7 +26,7 @@ class WorkerPool(ProcessPoolExecutor):
     """A pool of spawned processes. Leaving its ``with`` block by an error ends them at once, whatever they are at.
 
     Args:
-        workers: Processes, started as jobs come.
+        workers: Processes, started as jobs come; twice as many as there are cores at most, more would only take memory.
         initializer: Called in each as it starts.
         arguments: Of `initializer`; may hold shared memory.
     """
@@ -34,7 +34,8 @@ class WorkerPool(ProcessPoolExecutor):
     def __init__(
         self, workers: int, initializer: Callable[..., object] | None = None, arguments: tuple[Any, ...] = ()
     ) -> None:
-        super().__init__(workers, get_context("spawn"), _begin, (initializer, arguments))
+        most = 2 * (os.cpu_count() or 1)
+        super().__init__(min(workers, most), get_context("spawn"), _begin, (initializer, arguments))
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """As the executor's; a process that starts now ignores interrupts."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from etastar import InvalidArgument
 from etastar.cli.experiments import contest as command
 from etastar.errors import InvalidFile
 from etastar.network import AlignmentMeter, TwoRateSGD
-from etastar.recipes.contest import ContestPlan, contest_sections, hold_contest
+from etastar.recipes.contest import Contest, ContestPlan, contest_sections, hold_contest
 from etastar.recipes.contest.configuration import FINAL_SEED, RULES, TUNED, candidates, final, pilot, untuned
 from etastar.recipes.contest.contest import Cell, Entry
 from etastar.recipes.contest.judging import (
@@ -32,7 +33,7 @@ from etastar.recipes.contest.store import RunResult, load_runs, save_run
 from etastar.recipes.contest.training import carry_out
 from etastar.recipes.contest.tuning import BUDGET, LEAST_STEPS, tuning
 from etastar.recipes.networks import load_network
-from etastar.report import render_html, render_png
+from etastar.report import Line, render_html, render_png
 
 PLAN = ContestPlan(("digits-mlp-mse",), (50,), seeds=2, steps=LEAST_STEPS, workers=1)
 
@@ -61,7 +62,7 @@ def test_every_contestant_has_its_finals_and_every_baseline_its_budget(held):
     for entry in cell.entries:
         assert len(entry.runs) == PLAN.seeds
         assert entry.spent == (BUDGET if entry.rule in TUNED else 0)
-        if entry.rule == "BSFA's rule":  # tuned on one seed it may diverge at another
+        if entry.rule == "BSFA's rule":  # tuned at other seeds it may diverge at these
             continue
         assert all(0 < run.final_loss < 1 and 0 < run.accuracy <= 1 for run in entry.runs)
         assert all(run.steps[-1] == PLAN.steps for run in entry.runs)
@@ -169,21 +170,21 @@ class TestTuning:
         assert {run.seed for run in self.START}.isdisjoint(range(FINAL_SEED, FINAL_SEED + 100))
 
     def test_the_better_half_goes_on_within_the_budget(self):
-        quality = {replace(run, steps=0).key: index for index, run in enumerate(self.START)}
+        quality = {replace(run, steps=0, seed=0).key: index for index, run in enumerate(self.START)}
         losses, rounds = {}, []
         while (state := tuning(self.START, 2000, losses)).missing:
             rounds.append([run.steps for run in state.missing])
             for run in state.missing:
-                losses[run.key] = float(quality[replace(run, steps=0).key])
+                losses[run.key] = float(quality[replace(run, steps=0, seed=0).key])
         assert [(len(one), one[0]) for one in rounds] == [(24, 250), (12, 500), (6, 1000), (3, 2000)]
         assert sum(map(sum, rounds)) == BUDGET * 2000
         assert state.spent == BUDGET
-        assert replace(state.best, steps=0) == self.START[0]
+        assert replace(state.best, steps=0, seed=0) == self.START[0]
 
     def test_divergence_loses_and_a_late_result_changes_nothing(self):
         losses = {replace(run, steps=250).key: math.nan for run in self.START}
         losses[replace(self.START[7], steps=250).key] = 3.0
-        assert replace(tuning(self.START, 2000, losses).missing[0], steps=0) == self.START[7]
+        assert replace(tuning(self.START, 2000, losses).missing[0], steps=0, seed=0) == self.START[7]
         some = dict(list(losses.items())[:5])
         state = tuning(self.START, 2000, some)
         assert len(state.missing) == 19
@@ -278,9 +279,54 @@ class TestJudging:
         assert [aim.verdict.name for aim in aims(good)[1:]] == ["MET", "MET"]
 
 
+class TestDivergence:
+    """A run that blew up takes neither the picture nor the comparison of the others along."""
+
+    DIVERGED = entry("BSFA's rule", [math.inf] * 3, curve=[1.0, 1.5, 1e16])
+
+    def told(self, *entries):
+        found = cell(True, **{one.rule: one for one in entries})
+        full = [
+            replace(one, runs=[replace(run, step_sizes=[0.1], accuracy=0.9, held_out_loss=0.1) for run in one.runs])
+            for one in found.entries
+        ]
+        return contest_sections(Contest(PLAN, [replace(found, entries=full)], 0.0))
+
+    def test_a_ratio_over_a_run_that_diverged_is_no_number(self):
+        ratio = paired_ratio(entry("TwoRateSGD", [1.0, 2.0, 3.0]), entry("Adam", [1.0, math.inf, 2.0]))
+        assert math.isnan(ratio.value)
+        assert ratio.against(1.2) is Verdict.OPEN
+        assert paired_ratio(self.DIVERGED, self.DIVERGED).against(1.2) is Verdict.MISSED
+
+    def test_no_run_reaches_the_loss_of_one_that_diverged(self):
+        run = entry("SGD", [1.0]).runs[0]
+        assert cost_to_reach(run, math.inf, "steps") == math.inf
+
+    def test_its_row_says_so_and_the_others_keep_their_picture(self):
+        runs = [replace(run, losses=[1.0, 1.5, 1e16]) for run in self.DIVERGED.runs]
+        section = self.told(replace(self.DIVERGED, runs=runs))[1]
+        row = next(row for row in section.tables[0].rows if row[0] == "BSFA's rule")
+        assert row[2:4] == ["never, or diverged"] * 2
+        assert row[6:9] == ["–"] * 3
+        lines = [mark for panel in section.figures[0].panels for mark in panel.marks if isinstance(mark, Line)]
+        heights = [y for line in lines for y in line.y if not math.isnan(y)]
+        assert max(heights) < 100
+
+    def test_momentum_that_diverged_is_named_in_the_explanation(self):
+        section = self.told(entry("momentum, untuned", [math.inf] * 3))[1]
+        assert "same step size and β: the other diverged" in section.reading
+        assert "nan" not in section.reading
+
+    def test_ends_of_an_interval_show_on_which_side_of_one_they_lie(self):
+        close = self.told(entry("equilibrated", [2.03, 2.24, 2.13]))[0].tables[0].rows
+        assert next(row for row in close if row[2] == "equilibrated")[4].endswith("(1.01 to 1.02)")
+
+
 def test_runs_come_back_as_they_were_kept(tmp_path):
     run = untuned("digits-mlp-mse", 50, "TwoRateSGD", 80, "")
-    result = RunResult(math.inf, [0, 1], [0.5, math.inf], [0.0, 1.0], [0.0, 0.1], outcomes={"TOGETHER": 1})
+    result = RunResult(
+        math.inf, [0, 1], [0.5, math.inf], [0.0, 1.0], [0.0, 0.1], outcomes={"TOGETHER": 1}, step_sizes=[0.1, 0.1]
+    )
     save_run(tmp_path, run, result)
     back = load_runs(tmp_path)[run.key]
     assert back.final_loss == math.inf
@@ -298,6 +344,54 @@ def test_a_damaged_run_is_named(tmp_path, text):
 
 
 @pytest.mark.parametrize(
+    "changed",
+    [
+        {"losses": ["a", "b"]},
+        {"losses": [[1.0], [1.0]]},
+        {"losses": [None, None]},
+        {"losses": [1.0]},
+        {"steps": "ab"},
+        {"step_sizes": []},
+        {"step_sizes": [math.nan, 0.1]},
+        {"steps": [], "losses": [], "gradients": [], "seconds": [], "step_sizes": []},
+        {"final_loss": -1.0},
+        {"final_loss": True},
+        {"final_loss": math.nan},
+        {"outcomes": [1, 2]},
+        {"outcomes": {"TOGETHER": "b"}},
+        {"largest_eigenvalue": "x"},
+        {"foreign": 1},
+    ],
+)
+def test_a_run_with_numbers_that_no_run_has_is_named(tmp_path, changed):
+    run = untuned("digits-mlp-mse", 50, "TwoRateSGD", 80, "")
+    save_run(tmp_path, run, RunResult(0.5, [0, 1], [0.5, 0.4], [0.0, 1.0], [0.0, 0.1], step_sizes=[0.1, 0.1]))
+    assert load_runs(tmp_path)[run.key].step_sizes == [0.1, 0.1]
+    path = tmp_path / f"{run.key}.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["result"] |= {name: str(value) if value != value else value for name, value in changed.items()}
+    if "step_sizes" in changed:
+        content["result"]["step_sizes"] = [str(one) if one != one else one for one in changed["step_sizes"]]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InvalidFile, match=rf"{run.key}\.json.*delete it"):
+        load_runs(tmp_path)
+
+
+def test_a_run_of_the_tuning_that_diverged_before_any_look_is_kept(tmp_path):
+    run = replace(candidates("digits-mlp-mse", 50, "momentum", "")[0], step_size=1e30, steps=80)
+    result = carry_out(run, None)
+    assert (result.final_loss, result.steps) == (math.inf, [])
+    save_run(tmp_path, run, result)
+    assert load_runs(tmp_path)[run.key].final_loss == math.inf
+
+
+def test_a_pipe_among_the_runs_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(InvalidFile, match=r"pipe\.json.*is not a regular file"):
+        load_runs(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"problems": ()}, "problems: got"),
@@ -307,6 +401,7 @@ def test_a_damaged_run_is_named(tmp_path, text):
         ({"batch_sizes": ()}, "batch_sizes: got"),
         ({"batch_sizes": (10**12,)}, "batch_sizes: got 1000000000000"),
         ({"seeds": 1}, "seeds: got 1; must be at least 2"),
+        ({"seeds": 10**20}, "seeds: got 100000000000000000000; must be at most 1000"),
         ({"steps": 79}, "steps: got 79; must be at least 80"),
         ({"workers": 0}, "workers: got 0"),
         ({"data": "somewhere"}, "data: got 'somewhere'"),

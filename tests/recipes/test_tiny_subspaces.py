@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -198,6 +199,65 @@ def test_a_stage_of_another_network_is_refused(finished, tmp_path):
         tiny_subspaces(PLAN, tmp_path)
 
 
+def damaged(finished, tmp_path, name, changed):
+    """The stages of a finished run, one of them with other entries."""
+    source = next(finished[1].rglob("approach.pt")).parent
+    target = tmp_path / "stages" / source.name
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        torch.save(torch.load(path, weights_only=True) | (changed if path.stem == name else {}), target / path.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("sgd", {"measured": ["{"] * 16}),
+        ("sgd", {"measured": [3] * 16}),
+        ("sgd", {"measured": ['{"step": 1}'] * 16}),
+        ("gd", {"series": torch.full((10, 6), math.nan, dtype=torch.float64)}),
+        ("gd", {"series": torch.zeros(10, 6, dtype=torch.int64)}),
+        ("gd", {"step": -3}),
+        ("approach", {"optimizer": {"state": {}, "param_groups": None}, "ended": False}),
+    ],
+)
+def test_a_stage_edited_by_hand_is_named(finished, tmp_path, name, changed):
+    damaged(finished, tmp_path, name, changed)
+    with pytest.raises(InvalidFile, match=rf"{name}\.pt.*is no stage of this experiment; delete it"):
+        tiny_subspaces(PLAN, tmp_path)
+
+
+def test_the_stage_that_another_one_starts_from_is_the_one_named(finished, tmp_path):
+    damaged(finished, tmp_path, "approach", {"model": {}})
+    next(tmp_path.rglob("sgd.pt")).unlink()
+    with pytest.raises(InvalidFile, match=r"approach\.pt.*is no stage of this experiment"):
+        tiny_subspaces(PLAN, tmp_path)
+
+
+def test_sgd_that_diverges_after_the_switch_is_no_success(finished):
+    run = made_up(finished)
+    section = tiny_subspaces_section(
+        dataclasses.replace(run, seeds=[dataclasses.replace(one, window=None) for one in run.seeds])
+    )
+    assert [check.passed for check in section.checks] == [True, False]
+
+
+def test_what_cannot_be_judged_is_said_in_words(finished):
+    run = made_up(finished, gd_edge=5)
+    section = tiny_subspaces_section(run)
+    assert "none to judge" in section.checks[3].measured
+    run.seeds[0].branches["sgd"].columns["loss"][:] = 1.0  # no fall of its own to share
+    told = tiny_subspaces_section(run)
+    assert "share none to judge" in told.checks[1].measured
+    assert not re.search(r"\bnan\b", str([told.checks, told.tables, told.reading]))
+
+
+def test_sgd_that_ends_before_gd_reaches_its_edge_leaves_nothing_to_compare(finished):
+    run = made_up(finished)
+    sgd = run.seeds[0].branches["sgd"]
+    run.seeds[0].branches["sgd"] = Series(10, {name: column[:80] for name, column in sgd.columns.items()}, False)
+    assert math.isnan(findings(run.seeds[0], 0.2).sgd_chi)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -205,6 +265,7 @@ def test_a_stage_of_another_network_is_refused(finished, tmp_path):
         ({"steps": 127}, "steps: got 127; must be at least 128"),
         ({"steps": -1}, "steps: got -1; must be at least 128"),
         ({"seeds": 0}, "seeds: got 0; must be at least 1"),
+        ({"seeds": 10**12}, "seeds: got 1000000000000; must be at most 1000"),
         ({"seed": -1}, "seed: got -1; must be"),
         ({"step_size": -0.1}, "step_size: got -0.1; must be positive"),
         ({"step_size": math.nan}, "step_size: got nan; must be positive"),
@@ -251,6 +312,7 @@ def test_a_run_that_diverges_is_told_and_not_an_error(tmp_path):
     run = tiny_subspaces(dataclasses.replace(PLAN, step_size=1e6))
     assert run.seeds[0].switch is None
     assert len(run.seeds[0].approach) < 20
+    assert "not before it diverged at step" in tiny_subspaces_section(run).checks[0].measured
     write_tiny_subspaces(run, tmp_path)
 
 

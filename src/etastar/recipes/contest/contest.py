@@ -37,6 +37,7 @@ Progress = Callable[[str, int, int], None]
 RUNS = "runs"  # directory of the run files
 _READS_FILES = "mnist5k-mlp-mse"
 _LARGEST_BATCH = 1000  # samples of the smallest training set
+_SEEDS = 1000  # each takes minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +211,9 @@ def _check(plan: ContestPlan) -> None:
     ):
         if value < least:
             raise InvalidArgument(name, value, f"must be at least {least}")
-    if max(plan.batch_sizes) > _LARGEST_BATCH:
-        raise InvalidArgument("batch_sizes", max(plan.batch_sizes), f"must be at most {_LARGEST_BATCH}")
+    for name, value, most in (("batch_sizes", max(plan.batch_sizes), _LARGEST_BATCH), ("seeds", plan.seeds, _SEEDS)):
+        if value > most:
+            raise InvalidArgument(name, value, f"must be at most {most}")
     if plan.data is not None and _READS_FILES not in plan.problems:
         raise InvalidArgument("data", plan.data, f"{_READS_FILES} alone reads files")
 

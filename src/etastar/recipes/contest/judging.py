@@ -44,13 +44,13 @@ class Verdict(Enum):
     """Of an aim; the value says when."""
 
     MET = "the whole interval lies on the right side"
-    OPEN = "the interval lies on both sides: more seeds would tell"
+    OPEN = "the interval lies on both sides, or what it is held against diverged: more seeds would tell"
     MISSED = "the whole interval lies on the wrong side, or a run failed"
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A geometric mean with its interval; infinite where any run diverged or never got there."""
+    """A geometric mean with its interval; infinite where any run diverged or never got there, NaN where undefined."""
 
     value: float
     low: float
@@ -58,7 +58,7 @@ class Interval:
 
     def against(self, most: float) -> Verdict:
         """Whether it is at most `most`."""
-        if not math.isfinite(self.value):
+        if math.isinf(self.value):
             return Verdict.MISSED
         return Verdict.MET if self.high <= most else Verdict.MISSED if self.low > most else Verdict.OPEN
 
@@ -87,21 +87,25 @@ def geometric_mean(values: Sequence[float]) -> Interval:
         >>> geometric_mean([1.0, 4.0]).value
         2.0
     """
-    if not all(math.isfinite(value) for value in values):
+    if math.inf in values:
         return Interval(math.inf, math.inf, math.inf)
+    if any(math.isnan(value) for value in values):
+        return Interval(math.nan, math.nan, math.nan)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         found = mean_of(np.log(np.asarray(values, dtype=np.float64)), LEVEL)
         return Interval(*(float(np.exp(value)) for value in (found.value, found.low, found.high)))
 
 
 def paired_ratio(first: Entry, second: Entry) -> Interval:
-    """Final loss of the first over that of the second, seed by seed."""
+    """Final loss of the first over that of the second, seed by seed; NaN where the second alone diverged."""
     pairs = zip(first.runs, second.runs, strict=True)
     return geometric_mean([_over(one.final_loss, other.final_loss) for one, other in pairs])
 
 
 def cost_to_reach(run: RunResult, target: float, currency: Currency) -> float:
-    """What a run had spent when the median of its last three looks first was at most `target`; inf for never."""
+    """What a run had spent when the median of three looks in a row first was at most `target`; inf for never."""
+    if not math.isfinite(target):
+        return math.inf
     for index in range(LAST - 1, len(run.losses)):
         if median(run.losses[index - LAST + 1 : index + 1]) <= target:
             return float(getattr(run, currency)[index])
@@ -168,4 +172,6 @@ def _mean_loss(entry: Entry) -> float:
 def _over(first: float, second: float) -> float:
     if not math.isfinite(first):
         return math.inf
+    if not math.isfinite(second):
+        return math.nan
     return first / second if second > 0 else math.inf

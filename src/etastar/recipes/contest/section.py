@@ -32,6 +32,7 @@ from etastar.report.figures import Mark
 
 __all__ = ["contest_sections"]
 
+_SHOWN = 3.0  # times the loss at the start: what a picture has room for
 _LOOKS: dict[Rule, tuple[str, float, Any]] = {
     "SGD": (COLOURS["muted"], 1.4, "solid"),
     "momentum": (COLOURS["bulk"], 1.6, "solid"),
@@ -51,9 +52,12 @@ _COLUMNS = [
     Column("held out", "loss on the samples kept aside, geometric mean; never used for tuning"),
     Column("accuracy", "on the samples kept aside, mean over seeds"),
     Column("log₁₀ λ₁", "at the end, over the recipe's curvature samples; mean over seeds ± standard error"),
-    Column("gradients", "gradient evaluations of a batch in the whole run, basis and metering included"),
-    Column("s", "training and metering, one thread, processes side by side; not repeatable"),
-    Column("steps to reach", "steps until the best tuned baseline's final loss; – where some seed never got there"),
+    Column("gradients", "evaluations of a batch in the whole run, basis and metering included; – where a run diverged"),
+    Column("s", "training and metering, processor time of one thread; not repeatable"),
+    Column(
+        "steps to reach",
+        "until the best tuned baseline's final loss, seen at 60 looks of a run; – where some seed never got there",
+    ),
     Column("gradients to reach", "the same in gradient evaluations"),
     Column("s to reach", "the same in seconds"),
 ]
@@ -63,7 +67,11 @@ _AIM_COLUMNS = [
     Column("who", numeric=False),
     Column("aim", numeric=False),
     Column("measured", f"ratio that decides, with its {LEVEL:.0%} interval"),
-    Column("verdict", "met, missed, or open: the interval lies on both sides", numeric=False),
+    Column(
+        "verdict",
+        "met, missed, or open: the interval lies on both sides, or what it is held against diverged",
+        numeric=False,
+    ),
     Column("won by loss", "lowest final training loss", numeric=False),
     Column("by steps", "first at the best tuned baseline's final loss, counted in steps", numeric=False),
     Column("by gradients", "counted in gradient evaluations", numeric=False),
@@ -153,11 +161,11 @@ def _explanation(cell: Cell, best: Entry) -> str:
     extra = np.mean([run.gradients[-1] for run in two_rates.runs]) / steps - 1
     pilot = max(cell.pilot.outcomes, key=lambda name: cell.pilot.outcomes[name], default="nothing")
     return (
-        f"The pilot mostly said {pilot}; in the finals the rates were decided by: {seen}. TwoRateSGD ends at "
-        f"{_interval(paired_ratio(two_rates, untuned))} times momentum with the same step size and β, and that at "
-        f"{_interval(paired_ratio(untuned, best))} times the best tuned baseline: the first factor is what two rates "
-        f"do, the second what tuning does. Basis and metering cost TwoRateSGD {extra:.2g} gradients a step more. "
-        f"{_decays(cell)}{_edges(cell)}"
+        f"The pilot mostly said {pilot}; in the finals the rates were decided by: {seen}. Final loss of TwoRateSGD "
+        f"over that of momentum with the same step size and β: {_interval(paired_ratio(two_rates, untuned))}; of that "
+        f"momentum over the best tuned baseline: {_interval(paired_ratio(untuned, best))}. The first factor is what "
+        f"two rates do, the second what tuning does. Basis and metering cost TwoRateSGD {extra:.2g} more gradients a "
+        f"step. {_decays(cell)}{_edges(cell)}"
     )
 
 
@@ -178,32 +186,37 @@ def _figure(cell: Cell, best: Entry) -> Figure:
     panels = [_panel(cell, best, "steps", "step"), _panel(cell, best, "gradients", "gradient evaluations")]
     caption = (
         f"{_name(cell)}: training loss, geometric mean over {len(best.runs)} seeds; bands of {LEVEL:.0%} for TwoRateSGD"
-        f" and the best tuned baseline, {best.rule}. Basis and metering are included on the right."
+        f" and the best tuned baseline, {best.rule}. Basis and metering are included on the right. "
+        f"A curve ends where a run diverged or the loss passes {_SHOWN:g} times that at the start."
     )
     return Figure(f"contest-{cell.problem}-{cell.batch_size}", caption, panels, size=(5.6, 4.2))
 
 
 def _panel(cell: Cell, best: Entry, against: Currency, label: str) -> Panel:
     marks: list[Mark] = []
+    most = _SHOWN * max(run.losses[0] for entry in cell.entries for run in entry.runs)
     for entry in cell.entries:
         colour, width, dash = _LOOKS[entry.rule]
         reached = min(len(run.losses) for run in entry.runs)
         curve = [geometric_mean([run.losses[i] for run in entry.runs]) for i in range(reached)]
         x = np.mean([getattr(run, against)[:reached] for run in entry.runs], axis=0)
         if entry.rule in ("TwoRateSGD", best.rule):
-            marks.append(Band(x, _column(curve, "low"), _column(curve, "high"), colour=colour))
-        marks.append(Line(x, _column(curve, "value"), entry.rule, colour, width, dash))
+            low, high = (_column(curve, end, most) for end in ("low", "high"))
+            marks.append(Band(x, low, high, colour=colour))
+        marks.append(Line(x, _column(curve, "value", most), entry.rule, colour, width, dash))
     return Panel(label, "training loss", marks, y_scale="log", legend=against == "steps")
 
 
-def _column(curve: Sequence[Interval], name: str) -> list[float]:
-    return [value if math.isfinite(value := getattr(one, name)) else math.nan for one in curve]
+def _column(curve: Sequence[Interval], name: str, most: float) -> list[float]:
+    """One end of the intervals; a run on its way to infinity would leave the others a flat line."""
+    return [getattr(one, name) if one.value <= most else math.nan for one in curve]
 
 
 def _row(entry: Entry, best: Entry) -> list[str]:
     runs = entry.runs
     held_out = geometric_mean([run.held_out_loss for run in runs])
     logs = np.log10([max(run.largest_eigenvalue, 1e-300) for run in runs])
+    whole = all(math.isfinite(run.final_loss) for run in runs)
     currencies: tuple[Currency, ...] = ("steps", "gradients", "seconds")
     return [
         entry.rule,
@@ -212,8 +225,11 @@ def _row(entry: Entry, best: Entry) -> list[str]:
         "1" if entry is best else _interval(paired_ratio(entry, best)),
         _number(held_out.value),
         _number(float(np.mean([run.accuracy for run in runs])), ".3f"),
-        _number(float(logs.mean()), ".2f") + _number(float(logs.std(ddof=1) / math.sqrt(len(logs))), " ± .2f"),
-        *(_number(float(np.mean([getattr(run, name)[-1] for run in runs])), ",.0f") for name in currencies[1:]),
+        f"{logs.mean():.2f} ± {logs.std(ddof=1) / math.sqrt(len(logs)):.2f}" if whole else "–",
+        *(
+            _number(float(np.mean([getattr(run, name)[-1] for run in runs])) if whole else math.nan, form)
+            for name, form in (("gradients", ",.0f"), ("seconds", ",.3g"))
+        ),
         *(_number(costs(entry, best, name).value, ",.3g" if name == "seconds" else ",.0f") for name in currencies),
     ]
 
@@ -245,16 +261,17 @@ def _name(cell: Cell) -> str:
 
 
 def _interval(one: Interval) -> str:
+    if math.isnan(one.value):
+        return "the other diverged"
     if not math.isfinite(one.value):
         return "never, or diverged"
-    return f"{one.value:.3g} ({one.low:.2g} to {one.high:.2g})"
+    return f"{one.value:.3g} ({one.low:.3g} to {one.high:.3g})"  # two digits would show 1.02 as a border of 1
 
 
 def _number(value: float, form: str = ".3g") -> str:
     if not math.isfinite(value):
         return "–"
-    lead, dot, rest = form.partition("± ")
-    return f"{lead}{dot}{format(value, rest)}" if dot else format(value, form)
+    return format(value, form)
 
 
 def _plain(one: Interval) -> dict[str, float | None]:

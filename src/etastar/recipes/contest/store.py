@@ -67,19 +67,42 @@ def load_runs(directory: Path) -> dict[str, RunResult]:
 
 
 def _load(path: Path) -> RunResult:
-    remedy = "is no run of the contest; delete it, and it is run again"
     try:
-        values = _decoded(parse_json(read_text(path, "out"))["result"])
-        if not all(isinstance(values[name], float | int) for name in ("final_loss", "accuracy")):
-            raise TypeError
-        result = RunResult(**values)
-        if len({len(result.steps), len(result.losses), len(result.gradients), len(result.seconds)}) != 1:
-            raise TypeError
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise InvalidFile("out", str(path), "is not a regular file")
+        content = parse_json(read_text(path, "out"))
+        result = RunResult(**_decoded(content["result"]))
+        # A run of the tuning is looked at from its end alone: one that diverged before has no looks.
+        unseen = not content["configuration"]["curve"] and result.final_loss == math.inf
+        if _sound(result) and (unseen or result.steps):
+            return result
     except InvalidFile:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise InvalidFile("out", str(path), remedy) from None
-    return result
+    except OSError as error:
+        raise InvalidFile("out", str(path), f"cannot be read: {error.strerror or error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        pass
+    raise InvalidFile("out", str(path), "is no run of the contest; delete it, and it is run again")
+
+
+def _sound(result: Any) -> bool:
+    """Whether every number is one that a run can have come to."""
+    columns = (result.steps, result.losses, result.gradients, result.seconds, result.step_sizes)
+    ends = (result.held_out_loss, result.accuracy, result.largest_eigenvalue)
+    return (
+        all(isinstance(column, list) and len(column) == len(result.steps) for column in columns)
+        and all(_is_number(value) and value >= 0 for column in columns for value in column)
+        and all(map(math.isfinite, (*result.steps, *result.gradients, *result.seconds, *result.step_sizes)))
+        and _is_number(result.final_loss)
+        and result.final_loss >= 0
+        and all(map(_is_number, ends))
+        and isinstance(result.outcomes, dict)
+        and all(type(steps) is int and steps >= 0 for steps in result.outcomes.values())
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)
 
 
 def _coded(value: Any) -> Any:

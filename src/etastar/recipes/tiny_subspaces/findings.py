@@ -35,7 +35,7 @@ class Findings:
         ends: Mean loss over the last tenth of each run, by branch; inf where it diverged, [loss].
         calm: Steps of GD before its λ₁ reaches 2/η; all of them where it does not.
         gd_chi: Median χ of GD over the second half of those; NaN where they are fewer than ten.
-        sgd_chi: Median χ of SGD over the same steps.
+        sgd_chi: Median χ of SGD over the same steps; NaN where it diverged before their end.
         late_chi: Median χ of GD over the last tenth of its run.
         dominant: η/η_D over the window after the switch, with its interval.
         bulk: η/η_B, the same.
@@ -102,7 +102,7 @@ def findings(run: SeedRun, step_size: float) -> Findings | None:
         ends={name: _end(run.branches[name]) for name in BRANCHES},
         calm=calm,
         gd_chi=float(np.median(gd["chi"][second_half])) if judged else math.nan,
-        sgd_chi=float(np.median(sgd["chi"][second_half])) if judged else math.nan,
+        sgd_chi=float(np.median(sgd["chi"][second_half])) if judged and len(sgd) >= calm else math.nan,
         late_chi=float(np.median(_tail(gd["chi"]))),
         dominant=run.window.estimate(lambda split: step_size / loss_thresholds(split).dominant),
         bulk=run.window.estimate(lambda split: step_size / loss_thresholds(split).bulk),

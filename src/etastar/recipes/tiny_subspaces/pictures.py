@@ -28,8 +28,8 @@ def pictures(run: TinySubspacesRun, rows: list[Findings]) -> list[Figure]:
     """Two rows of panels; the second without thresholds where no seed got to the switch."""
     four = Figure(
         "four-runs",
-        "SGD, and what it goes on as after the switch (vertical line: first seed). Thick: the first seed; thin: the "
-        "others. Each point is a mean over neighbouring steps.",
+        ("SGD, and the four runs that start at the switch (vertical line: first seed). " if rows else "SGD. ")
+        + "Thick: the first seed; thin: the others. Each point is a mean over neighbouring steps.",
         [
             Panel("step", "training loss", _curves(run, "loss"), y_scale="log"),
             Panel("step", "χ, alignment of the gradient", _curves(run, "chi"), y_range=(-0.02, 1.02)),
@@ -40,8 +40,8 @@ def pictures(run: TinySubspacesRun, rows: list[Findings]) -> list[Figure]:
     panels = [_thresholds(run), sharpness] if rows else [sharpness]
     edge = Figure(
         "switch",
-        "Loss thresholds over the window after the switch, with 90 % intervals (which end at zero); λ₁ beside the edge "
-        "of stability of the step in use.",
+        ("Loss thresholds of the window after the switch, seed by seed, with 90 % intervals; " if rows else "")
+        + "λ₁ beside 2/η, the edge of stability of the step in use; thick: the first seed.",
         panels,
     )
     return [four, edge]

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from etastar.errors import InvalidFile
+from etastar.errors import InvalidArgument, InvalidFile
 from etastar.files import parse_json
 from etastar.history import History, Measurement
 from etastar.measurement import decode
@@ -34,6 +34,7 @@ __all__ = ["SeedRun", "Series", "TinySubspacesRun", "tiny_subspaces"]
 
 Array = npt.NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
+_MOST_SEEDS = 1000  # each takes minutes
 CHECKPOINT_SECONDS = 20.0  # between two files of a stage: what a kill may cost
 
 
@@ -110,6 +111,8 @@ def tiny_subspaces(
         InvalidArgument: A number out of range.
         InvalidFile: A data set or a state that cannot be read or written.
     """
+    if plan.seeds > _MOST_SEEDS:
+        raise InvalidArgument("seeds", plan.seeds, f"must be at most {_MOST_SEEDS}")
     filled, _ = load(plan, plan.seed)
     jobs = [
         _Job(filled, seed, None if out is None else out / "stages")
@@ -186,31 +189,42 @@ class _Job:
                 )
         finally:
             torch.set_num_threads(threads)
-        measured = [decode(parse_json(line)) for line in states["sgd"]["measured"]] if states else []
         return SeedRun(
             self.seed,
             begin if states else None,
-            _series(approach, 0, True),
+            _series(approach, 0, bool(states) or begin == self.plan.steps // 2),
             {branch: _series(state, begin, state["step"] == self.plan.steps) for branch, state in states.items()},
-            History(measured).window(WINDOW) if len(measured) == WINDOW else None,
+            self._window(network, states["sgd"]) if states else None,
         )
+
+    def _window(self, network: Network, state: dict[str, Any]) -> Measurement | None:
+        try:
+            measured = [decode(parse_json(line)) for line in state["measured"]]
+            return History(measured).window(WINDOW) if len(measured) == WINDOW else None
+        except (KeyError, TypeError, ValueError):
+            raise InvalidFile("out", str(self._path(network, "sgd")), REMEDY) from None
+
+    def _path(self, network: Network, name: StageName) -> Path | None:
+        return None if self.directory is None else self.directory / self.plan.key(network, self.seed) / f"{name}.pt"
 
     def _finished(
         self, network: Network, name: StageName, start: dict[str, Any] | None, tell: Callable[[int], None]
     ) -> dict[str, Any]:
         """The state at the end of a stage: from its file, or run until there."""
-        path = None if self.directory is None else self.directory / self.plan.key(network, self.seed) / f"{name}.pt"
+        path = self._path(network, name)
         saved = None if path is None else load_state(path)
         if saved is not None and saved["ended"]:
             return saved
+        path_read = path
         stage = Stage(replace(network, model=copy.deepcopy(network.model)), self.plan, self.seed, name)
         try:
             if saved is not None:
                 stage.continue_from(saved)
             elif start is not None:
+                path_read = self._path(network, "approach")
                 stage.start_from(start)
-        except (RuntimeError, KeyError, TypeError, ValueError):
-            raise InvalidFile("out", str(path), REMEDY) from None
+        except Exception:  # torch names what does not fit in many ways
+            raise InvalidFile("out", str(path_read), REMEDY) from None
         written = time.monotonic()
         while not stage.ended:
             stage.advance()

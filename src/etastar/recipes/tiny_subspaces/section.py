@@ -11,7 +11,7 @@ import numpy as np
 
 from etastar.recipes.tiny_subspaces.findings import Findings, findings
 from etastar.recipes.tiny_subspaces.pictures import pictures
-from etastar.recipes.tiny_subspaces.run import TinySubspacesRun
+from etastar.recipes.tiny_subspaces.run import SeedRun, TinySubspacesRun
 from etastar.recipes.tiny_subspaces.stage import SWITCH
 from etastar.report import Check, Column, Section, Table, write_report
 from etastar.uncertainty import Estimate, mean_of
@@ -47,8 +47,8 @@ def tiny_subspaces_section(run: TinySubspacesRun) -> Section:
     return Section(
         "tiny-subspaces",
         "Does SGD happen in a tiny subspace?",
-        f"{own.recipe}, {own.loss}: η = {plan.step_size:g}, b = {own.batch_size}, k = {own.rank}, {plan.steps:,} steps "
-        f"of which those after the switch four times, from the same parameters and with the same mini-batches; "
+        f"{own.recipe}, {own.loss}: η = {plan.step_size:g}, b = {own.batch_size}, k = {own.rank}, {plan.steps:,} steps"
+        "; those after the switch are taken four times, from the same parameters, with the same mini-batches. "
         f"{plan.seeds} seed{'s' * (plan.seeds > 1)}. {passed} of {len(checks)} statements hold.",
         reading=_reading(run, rows),
         checks=checks,
@@ -81,14 +81,17 @@ def write_tiny_subspaces(run: TinySubspacesRun, out: Path) -> list[Path]:
 
 def _checks(run: TinySubspacesRun, rows: list[Findings]) -> Iterator[Check]:
     switches = [one.switch for one in run.seeds]
-    told = ", ".join("not in the first half" if switch is None else f"{switch:,}" for switch in switches)
+    told = ", ".join(_switch(one) for one in run.seeds)
     first = f"; mean χ of the first 10 steps {np.mean([one.first_chi for one in rows]):.2f}" if rows else ""
     yield Check(
         f"χ = √θ rises near 1: its moving average (0.9, from 0) passes {SWITCH}",
         None not in switches,
-        f"after {told} steps{first}",
+        f"{told}{first}",
     )
     if not rows:
+        if any(switch is not None for switch in switches):
+            lasts = "SGD goes on after the switch, for as long as its loss thresholds are measured"
+            yield Check(lasts, False, "it diverged there, in every seed that got to the switch")
         return
     whole = len(rows) == len(switches) - switches.count(None)  # the others diverged at once
     for name, statement, holds in (
@@ -119,6 +122,12 @@ def _checks(run: TinySubspacesRun, rows: list[Findings]) -> Iterator[Check]:
     )
 
 
+def _switch(one: SeedRun) -> str:
+    if one.switch is not None:
+        return f"at step {one.switch:,}"
+    return "not in the first half" if one.approach.complete else f"not before it diverged at step {len(one.approach):,}"
+
+
 def _stands(share: float) -> bool:
     return share <= _STANDS
 
@@ -130,7 +139,7 @@ def _follows(share: float) -> bool:
 def _reading(run: TinySubspacesRun, rows: list[Findings]) -> str:
     plan = run.plan
     if not rows:
-        return f"Without a switch there is nothing more to be seen. {_basis(run)}"
+        return f"Without SGD after a switch there is nothing more to be seen. {_basis(run)}"
     edge = [one for one in rows if one.calm < plan.steps - one.switch]
     late = (
         f"In {len(edge)} of {len(rows)} seeds GD's λ₁ reaches 2/η later, after "
@@ -167,7 +176,7 @@ def _row(found: Findings) -> list[str]:
         f"{found.switch:,}",
         f"{found.loss:.4g}",
         *("diverged" if end == "inf" else end for end in ends),
-        f"{found.sgd_chi:.3f}, {found.gd_chi:.3f}",
+        f"{_value(found.sgd_chi, '.3f')}, {_value(found.gd_chi, '.3f')}",
         _told(found.dominant),
         _told(found.bulk),
         _told(found.noise_share),
@@ -178,9 +187,14 @@ def _row(found: Findings) -> list[str]:
 def _over_seeds(values: list[float], form: str, name: str) -> str:
     """Mean with its 90 % interval over the seeds; each value where there is one, or one of them does not exist."""
     if len(values) == 1 or not all(map(math.isfinite, values)):
-        return f"{name} {', '.join(format(value, form) for value in values)}"
+        return f"{name} {', '.join(_value(value, form) for value in values)}"
     mean = mean_of(values)
     return f"{name} {mean.value:{form}} ({mean.low:{form}} to {mean.high:{form}}, {len(values)} seeds)"
+
+
+def _value(value: float, form: str) -> str:
+    """A number; where there is none, that: SGD's own loss does not fall, or GD is at its edge from the start."""
+    return "diverged" if math.isinf(value) else "none to judge" if math.isnan(value) else format(value, form)
 
 
 def _told(estimate: Estimate) -> str:

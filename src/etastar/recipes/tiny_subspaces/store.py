@@ -1,15 +1,15 @@
-"""Stages on disk: one file each, written whole or not at all, and never executed when it is read."""
+"""Stages on disk: the file of each, as `etastar.recipes.states` keeps them, and what makes it one."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from etastar.errors import InvalidFile
-from etastar.files import write_bytes
+from etastar.recipes import states
+from etastar.recipes.states import save_state
 from etastar.recipes.tiny_subspaces.stage import COLUMNS
 
 __all__ = ["REMEDY", "load_state", "save_state"]
@@ -28,37 +28,19 @@ _KINDS: dict[str, type] = {
 }
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a stage's state.
-
-    Raises:
-        InvalidFile: The path cannot be written.
-    """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_bytes(path, buffer.getvalue())
-
-
 def load_state(path: Path) -> dict[str, Any] | None:
     """A stage's state; None where there is no file yet.
 
     Raises:
         InvalidFile: It cannot be read, or is something else.
     """
-    try:
-        if not path.exists():
-            return None
-        if not path.is_file():
-            raise InvalidFile("out", str(path), "is not a regular file")
-        state: Any = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
-    except OSError as error:
-        raise InvalidFile("out", str(path), f"cannot be read: {error.strerror or error}") from None
-    except InvalidFile:
-        raise
-    except Exception:  # torch names what is wrong with a damaged or hostile file in many ways
-        raise InvalidFile("out", str(path), REMEDY) from None
-    if not isinstance(state, dict) or any(not isinstance(state.get(name), kind) for name, kind in _KINDS.items()):
-        raise InvalidFile("out", str(path), REMEDY)
-    if state["series"].ndim != 2 or state["series"].shape[1] != len(COLUMNS):
+    state = states.load_state(path, _KINDS, REMEDY)
+    if state is not None and not _sound(state["series"], state["step"]):
         raise InvalidFile("out", str(path), REMEDY)
     return state
+
+
+def _sound(series: torch.Tensor, step: int) -> bool:
+    """Whether these are the rows of a stage that came to a step."""
+    form = series.ndim == 2 and series.shape[1] == len(COLUMNS) and series.dtype == torch.float64
+    return form and len(series) <= step and bool(series[:, 0].isfinite().all())

@@ -47,7 +47,7 @@ def train(plan: TrainingPlan, progress: Progress | None = None) -> TrainedRun:
     state = None if path is None else _known(path, plan.key(network))
     try:
         training = _Training(plan, network, state)
-    except (RuntimeError, KeyError, TypeError, ValueError):
+    except Exception:  # torch names what does not fit in many ways
         if state is None:
             raise
         raise InvalidFile("out", str(path), _other("is damaged")) from None
