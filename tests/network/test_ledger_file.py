@@ -15,6 +15,7 @@ from torch import nn
 from etastar import Estimate, InvalidArgument, InvalidFile
 from etastar.network import AlignmentMeter, LedgerEntry, UpdateLedger, ledger_columns, ledger_summary, load_ledger
 from etastar.network.ledger_entries import PARTS, save_ledger
+from etastar.recipes.ledger_report import ledger_section
 
 ANY = st.one_of(
     st.floats(width=64), st.sampled_from([math.nan, math.inf, -math.inf, 5e-324, -0.0, 1 / 3, 1.7976931348623157e308])
@@ -204,3 +205,13 @@ def test_counts_of_the_summary_are_those_by_hand():
     for one in ledger_summary(entries):
         assert (one.entries, one.lowered, one.raised, one.met) == (5, 3, 1, 3)
         assert one.ratio == pytest.approx(1.9 / 2.0)
+
+
+def test_predicted_changes_that_cancel_leave_no_ratio():
+    entries = [entry(0, (-1.0, 0.1), (-1.2, 0.3)), entry(1, (0.9, 0.1), (0.8, 0.3))]
+    for one in ledger_summary(entries):
+        assert math.isnan(one.ratio)
+        assert math.isnan(one.ratio_error)
+        assert (one.lowered, one.raised, one.met) == (1, 1, 2)
+    assert ledger_section(entries).data["bulk"] == {"ratio": None, "error": None, "met": 2}
+    assert ledger_section(entries).tables[0].rows[0][5] == "they cancel"

@@ -35,6 +35,7 @@ PARTS = ("dominant", "bulk", "full")
 _KINDS = ("descent", "predicted", "measured")
 _NUMBERS = ("value", "standard_error", "bias", "low", "high")
 _HEADER = json.dumps({"schema": "etastar.ledger", "version": 1})
+_LEAST_SUM = 0.5  # of predicted changes, over the sum of their sizes
 _SPELT_OUT = ("nan", "inf", "-inf")  # JSON has no numbers for them
 
 
@@ -96,7 +97,8 @@ class LedgerSummary:
     Attributes:
         part: "dominant", "bulk" or "full".
         entries: Those with both numbers.
-        ratio: Sum of the measured over sum of the predicted changes; 1 where the moments say what happens.
+        ratio: Sum of the measured over sum of the predicted changes; 1 where the moments say what happens. NaN where
+            predicted falls and rises cancel to less than half of their sizes: their sum then says nothing.
         ratio_error: Its standard error, from those of the entries.
         deviation: Root mean square of (measured − predicted)/standard error of both; about 1 where errors are honest.
         lowered: Entries whose measured change lies below zero with its whole 90 % interval.
@@ -168,7 +170,8 @@ def _summary(part: str, entries: Sequence[LedgerEntry]) -> LedgerSummary:
         for side in zip(*known, strict=True)
     )
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = float(seen.sum() / said.sum())
+        cancelled = abs(float(said.sum())) < _LEAST_SUM * float(np.abs(said).sum())
+        ratio = math.nan if cancelled else float(seen.sum() / said.sum())
         error = float(np.sqrt(np.sum(seen_error**2 + (ratio * said_error) ** 2)) / np.abs(said.sum()))
         deviation = float(np.sqrt(np.mean(((seen - said) / np.hypot(said_error, seen_error)) ** 2)))
         met = np.abs(seen - said) <= np.hypot(said_high - said, seen_high - seen)

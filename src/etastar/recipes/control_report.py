@@ -47,6 +47,10 @@ _DECISIONS = [
     Column("decision", "what the controller found, and whether it acted", numeric=False),
     Column("reason", "with the numbers of the first of these looks and their 90 % intervals", numeric=False),
 ]
+_PLAIN = (
+    "Thresholds, verdicts and ledger are about a plain step of size lr: what this optimizer makes in neither subspace. "
+    "In the dominant one its step is its own rate; in the bulk lr has momentum."
+)
 _RATES = [
     Column("steps", "steps taken at the looks that agreed"),
     Column("bulk", "rate of the update with momentum there, least to largest [parameter²/loss]"),
@@ -116,6 +120,7 @@ def control_sections(run: ControlledRun) -> list[Section]:
         "control",
         "Control of the step size",
         f"{_finding(run, acted)} The loss ends at {run.loss[-1]:.4g}.",
+        _PLAIN if run.rates else "",
         figures=figures,
         tables=[Table(_RATES, _rate_rows(run)) if run.rates else Table(_DECISIONS, _rows(run.decisions))],
         data={"decisions": len(run.decisions), "acted": [decision.step for decision in acted]},

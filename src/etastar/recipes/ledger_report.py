@@ -6,6 +6,7 @@ the first- and second-order terms behind the prediction, together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +38,10 @@ _PARTS = [
     Column("lowered", "checkpoints at which the 90 % interval of the measured change lies below zero"),
     Column("raised", "checkpoints at which it lies above zero"),
     Column("met", "checkpoints at which measured − predicted is within the 90 % intervals of both, added in squares"),
-    Column("measured/predicted", "sum of measured over sum of predicted loss changes ± standard error"),
+    Column(
+        "measured/predicted",
+        "sum of measured over sum of predicted loss changes ± standard error; none where predicted changes cancel",
+    ),
     Column("deviation", "root mean square of (measured − predicted)/standard error; about 1 where errors are honest"),
 ]
 _CHECKPOINTS = [
@@ -61,7 +65,7 @@ def ledger_section(entries: Sequence[LedgerEntry]) -> Section:
         _READING,
         figures=[Figure("ledger", _CAPTION, [_panel(entries, part) for part in PARTS])],
         tables=[Table(_PARTS, list(map(_part_row, summaries))), Table(_CHECKPOINTS, list(map(_row, entries)))],
-        data={one.part: {"ratio": one.ratio, "error": one.ratio_error, "met": one.met} for one in summaries},
+        data={one.part: _data(one) for one in summaries},
     )
 
 
@@ -104,7 +108,13 @@ def _unit(entry: LedgerEntry, part: str) -> float:
 
 def _part_row(one: LedgerSummary) -> list[str]:
     counts = [f"{count}" for count in (one.entries, one.lowered, one.raised, one.met)]
-    return [one.part, *counts, f"{one.ratio:.3f} ± {one.ratio_error:.2g}", f"{one.deviation:.2f}"]
+    ratio = "they cancel" if math.isnan(one.ratio) else f"{one.ratio:.3f} ± {one.ratio_error:.2g}"
+    return [one.part, *counts, ratio, f"{one.deviation:.2f}"]
+
+
+def _data(one: LedgerSummary) -> dict[str, float | None]:
+    known = not math.isnan(one.ratio)
+    return {"ratio": one.ratio if known else None, "error": one.ratio_error if known else None, "met": one.met}
 
 
 def _row(entry: LedgerEntry) -> list[str]:
