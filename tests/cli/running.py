@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-COMMAND = [sys.executable, "-m", "etastar.cli"]
+COMMAND = [sys.executable, "-m", "etastar"]
 
 
 def run(*arguments, **keywords):

@@ -45,7 +45,7 @@ REFUSED = [
         "lab --optimizer nesterov --expectation mean-of-ratio",
         "expectation: got 'mean-of-ratio'; is known for plain SGD",
     ),
-    ("lab diagram", "Missing from etastar diagram: {step-batch,step-momentum,alignment-ratio}"),
+    ("lab diagram", "Missing from etastar lab diagram: {step-batch,step-momentum,alignment-ratio}"),
     ("diagram step-batch --data digits --seed=-1", "seed: got -1; must be at least 0"),
     ("diagram step-momentum --seed 99999999999999999999", "seed: got 99999999999999999999; must be below 2^62"),
     ("diagram step-batch --batch-sizes 0 8", "batch-sizes: got (0.0, 8.0); must rise, above 0"),

@@ -117,7 +117,7 @@ def test_the_report_has_each_section_and_its_checks(reproduction, written):
 
 def test_results_are_the_same_for_the_same_seed(reproduction, written, tmp_path):
     """Byte for byte, apart from environment and seconds; another process, hash seed and directory."""
-    command = [sys.executable, "-m", "etastar.cli", "reproduce", "--quick", "--json", "--out", str(tmp_path / "again")]
+    command = [sys.executable, "-m", "etastar", "reproduce", "--quick", "--json", "--out", str(tmp_path / "again")]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     assert (done.returncode, done.stderr) == (0, "")
     printed = json.loads(done.stdout, parse_constant=pytest.fail)

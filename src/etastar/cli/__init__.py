@@ -77,15 +77,16 @@ def _parse_and_run(commands: dict[str, Callable[..., int]], arguments: list[str]
     if arguments == ["--version"]:
         print(f"etastar {__version__}")
         return 0
+    program = "etastar"
     if tuple(arguments[:2]) in _NESTED:
-        arguments = arguments[1:]
+        program, arguments = f"etastar {arguments[0]}", arguments[1:]
     _refuse_empty(arguments)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             run = tyro.extras.subcommand_cli_from_dict(
                 {name: _deferred(command) for name, command in commands.items()},
-                prog="etastar",
+                prog=program,
                 description="The critical step size of SGD, exactly.",
                 args=arguments,
             )

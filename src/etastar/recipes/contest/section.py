@@ -92,7 +92,8 @@ def _aims_section(contest: Contest) -> Section:
     )
     finding = (
         f"Of {len(judged)} aims {counts}. {plan.steps:,} steps, {plan.seeds} seeds; {', '.join(BASELINES)} tuned with "
-        f"{BUDGET} full runs each on the training loss of a seed of their own; TwoRateSGD and the policies untuned."
+        f"{BUDGET} full runs each on the training loss, at other seeds; TwoRateSGD and the policies untuned. No aim is "
+        "judged by the tuned TwoRateSGD."
     )
     reading = (
         "TwoRateSGD is asked to reach the best tuned baseline's final loss in half the steps where a pilot on the "

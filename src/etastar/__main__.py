@@ -1,4 +1,4 @@
-"""``python -m etastar.cli``."""
+"""``python -m etastar``: the command line."""
 
 import sys
 
