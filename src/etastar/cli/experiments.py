@@ -1,4 +1,4 @@
-"""``etastar train tiny-subspaces`` and ``contest``: experiments that take hours, and go on where they stopped."""
+"""``etastar train tiny-subspaces`` and ``contest``: long experiments, which go on where they stopped."""
 
 from __future__ import annotations
 
