@@ -361,6 +361,30 @@ def test_falls_edges_and_shares_are_what_they_should_be(finished):
     assert found.first_chi == 0.5
 
 
+def test_a_loss_of_the_bulk_that_rises_again_is_told(finished):
+    run = made_up(finished)
+    assert findings(run.seeds[0], 0.2).bulk_turn is None
+    loss = np.concatenate([np.linspace(1.0, 0.2, 100), np.full(50, 0.1), np.full(50, 3.0)])
+    run.seeds[0].branches["bulk"] = series_of(10, loss, 0.98, np.linspace(1.0, 200.0, 200))
+    steps, lowest, edge = findings(run.seeds[0], 0.2).bulk_turn
+    assert (steps, lowest) == (150, pytest.approx(0.1))
+    assert edge == pytest.approx(0.1 * np.linspace(1.0, 200.0, 200)[100:150].mean())
+    section = tiny_subspaces_section(run)
+    assert "seed 0: 0.1 after 150 steps, ηλ₁/2 = 12.6" in section.reading
+
+
+def test_a_curve_ends_where_the_loss_blows_up(finished):
+    run = made_up(finished)
+    loss = np.concatenate([np.full(120, 1.0), np.full(80, 1e19)])
+    run.seeds[0].branches["bulk"] = series_of(10, loss, 0.98, np.geomspace(1.0, 1e14, 200))
+    for figure in tiny_subspaces_section(run).figures:
+        for line in (
+            mark for panel in figure.panels for mark in panel.marks if getattr(mark, "label", "") == "Bulk-SGD"
+        ):
+            assert max(line.x) == 10 + 119
+            assert max(line.y) < 1e9
+
+
 @pytest.mark.parametrize(
     ("changed", "failing"),
     [

@@ -33,7 +33,7 @@ def tiny_subspaces(
 
     SGD until its gradient lies in the dominant subspace, then four runs from there: SGD, Dom-SGD, Bulk-SGD and
     full-batch GD, with the basis refreshed at every step. Stop it at any moment: the same command goes on. On two
-    idle cores digits take about 25 minutes, mnist5k two hours.
+    idle cores digits take about 20 minutes, mnist5k two hours.
 
     For example:
       etastar train tiny-subspaces

@@ -20,6 +20,7 @@ __all__ = ["Findings", "findings"]
 
 Array = npt.NDArray[np.float64]
 _AFTER = 50  # steps of SGD after the switch whose mean loss the falls start from
+_TURNED = 1.1  # times the lowest loss of a run: it has risen again
 _LEAST_CALM = 10  # steps of GD below the edge from which its alignment is judged
 
 
@@ -33,6 +34,8 @@ class Findings:
         first_chi: Mean χ over the first ten steps of the run.
         loss: Mean loss of SGD over the first 50 steps after the switch: where all falls start, [loss].
         ends: Mean loss over the last tenth of each run, by branch; inf where it diverged, [loss].
+        bulk_turn: Where Bulk-SGD's loss rises again: steps to its lowest running mean (50 steps), that mean [loss], and
+            ηλ₁/2 there; None where it ends within a tenth of it.
         calm: Steps of GD before its λ₁ reaches 2/η; all of them where it does not.
         gd_chi: Median χ of GD over the second half of those; NaN where they are fewer than ten.
         sgd_chi: Median χ of SGD over the same steps; NaN where it diverged before their end.
@@ -48,6 +51,7 @@ class Findings:
     first_chi: float
     loss: float
     ends: dict[str, float]
+    bulk_turn: tuple[int, float, float] | None
     calm: int
     gd_chi: float
     sgd_chi: float
@@ -75,6 +79,7 @@ class Findings:
             "loss_at_switch": _plain(self.loss),
             "final_loss": {name: _plain(value) for name, value in self.ends.items()},
             "share_of_fall": {name: _plain(self.share(name)) for name in ("dominant", "bulk", "gd")},
+            "bulk_turn": None if self.bulk_turn is None else list(self.bulk_turn),
             "gd_steps_below_edge": self.calm,
             "chi": {"gd": _plain(self.gd_chi), "sgd": _plain(self.sgd_chi), "gd_at_the_end": _plain(self.late_chi)},
             "step_over_threshold": {"dominant": _interval(self.dominant), "bulk": _interval(self.bulk)},
@@ -100,6 +105,7 @@ def findings(run: SeedRun, step_size: float) -> Findings | None:
         first_chi=float(run.approach["chi"][:10].mean()),
         loss=float(sgd["loss"][:_AFTER].mean()),
         ends={name: _end(run.branches[name]) for name in BRANCHES},
+        bulk_turn=_turn(run.branches["bulk"], step_size),
         calm=calm,
         gd_chi=float(np.median(gd["chi"][second_half])) if judged else math.nan,
         sgd_chi=float(np.median(sgd["chi"][second_half])) if judged and len(sgd) >= calm else math.nan,
@@ -119,6 +125,18 @@ def _span(window: Measurement, switch: int) -> int:
 def _noise_share(window: Measurement) -> Estimate:
     batch = window.batch_size or 1
     return window.estimate(lambda split: step_budget(split, window.step_size, batch).dominant.noise_share)
+
+
+def _turn(series: Series, step_size: float) -> tuple[int, float, float] | None:
+    loss = series["loss"]
+    if len(loss) < _AFTER:
+        return None
+    means = np.convolve(loss, np.full(_AFTER, 1.0 / _AFTER), "valid")
+    lowest = int(np.argmin(means))
+    if _end(series) <= _TURNED * means[lowest]:
+        return None
+    largest = series["largest_eigenvalue"][lowest : lowest + _AFTER].mean()
+    return lowest + _AFTER, float(means[lowest]), float(0.5 * step_size * largest)
 
 
 def _end(series: Series) -> float:

@@ -16,6 +16,7 @@ __all__ = ["pictures"]
 
 Array = npt.NDArray[np.float64]
 _SHOWN = 300  # points of a curve: means of as many stretches of equal length
+_MOST = 3.0  # times the loss at the start: what a picture has room for
 _LOOKS = {
     "sgd": ("SGD", COLOURS["exact"]),
     "dominant": ("Dom-SGD", COLOURS["dominant"]),
@@ -29,14 +30,15 @@ def pictures(run: TinySubspacesRun, rows: list[Findings]) -> list[Figure]:
     four = Figure(
         "four-runs",
         ("SGD, and the four runs that start at the switch (vertical line: first seed). " if rows else "SGD. ")
-        + "Thick: the first seed; thin: the others. Each point is a mean over neighbouring steps.",
+        + "Thick: the first seed; thin: the others. Each point is a mean over neighbouring steps. "
+        f"A curve ends where the loss passes {_MOST:g} times that at the start.",
         [
             Panel("step", "training loss", _curves(run, "loss"), y_scale="log"),
             Panel("step", "χ, alignment of the gradient", _curves(run, "chi"), y_range=(-0.02, 1.02)),
         ],
     )
     limit = Reference(2.0 / run.plan.step_size, "y", "2/η", COLOURS["critical"])
-    sharpness = Panel("step", "largest eigenvalue λ₁", [*_curves(run, "largest_eigenvalue"), limit])
+    sharpness = Panel("step", "largest eigenvalue λ₁", [*_curves(run, "largest_eigenvalue"), limit], y_scale="log")
     panels = [_thresholds(run), sharpness] if rows else [sharpness]
     edge = Figure(
         "switch",
@@ -49,21 +51,25 @@ def pictures(run: TinySubspacesRun, rows: list[Findings]) -> list[Figure]:
 
 def _curves(run: TinySubspacesRun, column: str) -> list[Mark]:
     marks: list[Mark] = []
+    most = _MOST * max((float(one.approach["loss"][0]) for one in run.seeds if len(one.approach)), default=np.inf)
     for one in run.seeds:
         first = one is run.seeds[0]
         width, opacity = (1.9, 1.0) if first else (0.8, 0.4)
-        marks.append(_line(one.approach, column, "", COLOURS["exact"], width, opacity))
+        marks.append(_line(one.approach, column, most, "", COLOURS["exact"], width, opacity))
         for branch in reversed(BRANCHES):
             if branch in one.branches:
                 label, colour = _LOOKS[branch]
-                marks.append(_line(one.branches[branch], column, label if first else "", colour, width, opacity))
+                shown = label if first else ""
+                marks.append(_line(one.branches[branch], column, most, shown, colour, width, opacity))
     if (switch := run.seeds[0].switch) is not None:
         marks.append(Reference(float(switch), "x"))
     return marks
 
 
-def _line(series: Series, column: str, label: str, colour: str, width: float, opacity: float) -> Line:
-    return Line(_means(series.steps), _means(series[column]), label, colour, width, opacity=opacity)
+def _line(series: Series, column: str, most: float, label: str, colour: str, width: float, opacity: float) -> Line:
+    over = np.flatnonzero(series["loss"] > most)
+    end = int(over[0]) if len(over) else len(series)
+    return Line(_means(series.steps[:end]), _means(series[column][:end]), label, colour, width, opacity=opacity)
 
 
 def _means(values: Array) -> Array:

@@ -152,9 +152,25 @@ def _reading(run: TinySubspacesRun, rows: list[Findings]) -> str:
     return (
         "Alignment by noise is what the quadratic theory explains: mini-batch noise keeps the dominant modes at their "
         "floor, where η = η_D on average, while η is far below η_B. Take the noise away and those modes contract. "
-        f"{late}"
+        f"{late}{_turns(rows)}"
         f"Hessian, basis and noise are those of the first {plan.curvature_samples:,} training samples, the basis "
         f"refreshed at every step to an estimated error of 1 %; losses and gradients are those of all. {_basis(run)}"
+    )
+
+
+def _turns(rows: list[Findings]) -> str:
+    turned = [one for one in rows if one.bulk_turn is not None]
+    if not turned:
+        return ""
+    told = "; ".join(
+        f"seed {one.seed}: {loss:.3g} after {steps:,} steps, ηλ₁/2 = {edge:.1f}"
+        for one in turned
+        if one.bulk_turn is not None
+        for steps, loss, edge in (one.bulk_turn,)
+    )
+    return (
+        f"In {len(turned)} of {len(rows)} seeds Bulk-SGD's loss rises again after its lowest mean over 50 steps "
+        f"({told}): λ₁ goes on growing where no step is taken that could hold it down. "
     )
 
 
