@@ -115,7 +115,7 @@ def control_sections(run: ControlledRun) -> list[Section]:
     figures = [Figure("control", caption, [_losses(run), _step_sizes(run, smooth)])]
     if len(run.history):
         shares = "Dominant share of the energy of a mini-batch gradient, which is that of a plain SGD update; "
-        figures.append(Figure("shares", f"{shares}largest eigenvalue beside 2/η.", [_shares(smooth), _largest(run)]))
+        figures.append(Figure("shares", f"{shares}largest eigenvalue beside 2/η.", [_shares(smooth), _largest(run)]))
     section = Section(
         "control",
         "Control of the step size",
@@ -135,6 +135,8 @@ def _finding(run: ControlledRun, acted: Sequence[Decision]) -> str:
         held = [one for one, lr in zip(run.rates, run.step_sizes, strict=True) if one.bulk < lr]
         return f"Two rates at {len(apart)} of {len(run.rates)} looks; the bulk's was held below lr at {len(held)}."
     called = [decision for decision in run.decisions if decision.outcome.decays]
+    if not called:
+        return f"The controller looked {_times(run.decisions)}, and the step size was to be kept each time."
     told = f"acted {_times(acted)}" if acted else f"called for a decay {_times(called)} and never acted"
     return f"The controller looked {_times(run.decisions)} and {told}."
 
