@@ -10,6 +10,7 @@ from etastar import History, InvalidArgument
 from etastar.network import AlignmentMeter, load_ledger
 from etastar.network.decisions import Decision, DecisionOutcome
 from etastar.network.ledger import UpdateLedger
+from etastar.network.two_rate import RateOutcome, Rates
 from etastar.recipes.control_report import ControlledRun, control_sections, write_control
 from etastar.report.figures import Line, Reference
 from etastar.report.png import render_png
@@ -100,6 +101,31 @@ def test_a_run_that_was_only_advised_and_never_measured():
     (section,) = control_sections(advised)
     assert "called for a decay 1 time and never acted" in section.finding
     assert len(section.figures) == 1
+
+
+@pytest.mark.parametrize(
+    ("decisions", "words"),
+    [
+        ([], "The run was too short for the controller to judge it."),
+        ([decision(3, DecisionOutcome.DESCENDS)], "looked 1 time, and the step size was to be kept each time."),
+    ],
+)
+def test_a_run_without_a_call_for_a_decay(decisions, words):
+    (section,) = control_sections(ControlledRun("", [0, 1], [1.0, 0.5], [0.1, 0.1], History(), decisions))
+    assert words in section.finding
+
+
+def test_both_rates_are_told_stretch_by_stretch():
+    apart = Rates(0.08, 0.01, RateOutcome.THRESHOLD, 0.6, 3.0)
+    rates = [Rates(0.1, None, RateOutcome.UNMEASURED), apart, Rates(0.1, 0.02, RateOutcome.THRESHOLD, 0.4, 3.0)]
+    run = ControlledRun("", [0, 5, 10], [1.0, 0.5, 0.4], [0.1] * 3, History(), [], rates=rates)
+    (section,) = control_sections(run)
+    assert section.finding.startswith("Two rates at 2 of 3 looks; the bulk's was held below lr at 1.")
+    (first, second) = section.tables[0].rows
+    assert first[:4] == ["0", "0.1", "as the bulk", "–"]
+    assert second[:4] == ["5 to 10 (2 looks)", "0.08 to 0.1", "0.01 to 0.02", "0.4 to 0.6"]
+    lines = {mark.label: list(mark.y) for mark in section.figures[0].panels[1].marks if isinstance(mark, Line)}
+    assert lines["in the dominant subspace"] == [0.1, 0.01, 0.02]
 
 
 def test_lengths_that_differ_are_refused():

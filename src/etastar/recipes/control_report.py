@@ -135,6 +135,8 @@ def _finding(run: ControlledRun, acted: Sequence[Decision]) -> str:
         held = [one for one, lr in zip(run.rates, run.step_sizes, strict=True) if one.bulk < lr]
         return f"Two rates at {len(apart)} of {len(run.rates)} looks; the bulk's was held below lr at {len(held)}."
     called = [decision for decision in run.decisions if decision.outcome.decays]
+    if not run.decisions:
+        return "The run was too short for the controller to judge it."
     if not called:
         return f"The controller looked {_times(run.decisions)}, and the step size was to be kept each time."
     told = f"acted {_times(acted)}" if acted else f"called for a decay {_times(called)} and never acted"
