@@ -2,7 +2,6 @@
 
 import copy
 import io
-import pickle
 
 import pytest
 import torch
@@ -162,14 +161,13 @@ def test_a_resumed_run_is_the_run_that_never_stopped(inner):
     assert second.optimizer.param_groups is second.optimizer.inner.param_groups
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])  # noqa: S301
 @pytest.mark.parametrize("inner", ["momentum", "adam"])
-def test_copies_and_pickles_go_on_by_themselves(inner, copied):
+def test_copies_go_on_by_themselves(inner):
     run = Run(projected(inner, "bulk", every=2))
     torch.optim.lr_scheduler.StepLR(run.optimizer, 1)  # which patches `step`
     for _ in range(3):
         run.step()
-    model, optimizer = copied((run.model, run.optimizer))
+    model, optimizer = copy.deepcopy((run.model, run.optimizer))
     held = run.flat()
     assert optimizer.param_groups is optimizer.inner.param_groups
     for one, mover in ((model, optimizer), (run.model, run.optimizer)):

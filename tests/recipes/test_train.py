@@ -1,6 +1,7 @@
 """Training a named network: the run is reproducible, measured or not, and what it writes can be read again."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -109,6 +110,14 @@ def test_a_killed_run_ends_as_if_it_had_never_stopped(options, tmp_path, monkeyp
     if resumed.history:
         assert len(History.load(tmp_path / "running.jsonl")) == len(whole.history)
     assert train(plan).looks == whole.looks  # of a finished run whose page was not written: nothing is run again
+
+
+def test_a_controlled_run_that_diverges_is_written_all_the_same(tmp_path):
+    run = train(replace(PLAN, steps=30, every=3, step_size=1e8, policy="equilibrated", act=True))
+    assert not math.isfinite(run.looks.training_loss[-1])
+    assert run.looks.steps[-1] == 30
+    assert any("ledger" in reason and "not finite" in reason for _, reason in run.skipped)
+    assert write_run(run, tmp_path)[-1].name == "run.html"
 
 
 def test_the_state_of_another_run_is_refused_and_kept(tmp_path):

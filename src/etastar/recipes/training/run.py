@@ -7,7 +7,8 @@ never stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from etastar.errors import InvalidFile
+from etastar.errors import EtastarError, InvalidFile
 from etastar.history import History, HistoryFile
 from etastar.network import AlignmentMeter, CriticalStepSizeLR, MeterHandle, StepGauge, TwoRateSGD, UpdateLedger
 from etastar.recipes.networks import Network
@@ -220,7 +221,8 @@ class _Training:
         plan, ledger.meter.step = self.plan, self.step
         plain = SGD(self.network.model.parameters(), lr=float(self.optimizer.param_groups[0]["lr"]))
         drawn = [self.network.draw(self.generators[2], plan.batch_size) for _ in range(_TRIED)]
-        ledger.check(plain, drawn)
+        with self._skipping("ledger"):
+            ledger.check(plain, drawn)
 
     def _end(self) -> None:
         """Take the measurement that is due where the run ends."""
@@ -228,7 +230,17 @@ class _Training:
         if self.handle is not None:
             self.handle.remove()
         elif isinstance(self.optimizer, TwoRateSGD) and self.step % self.plan.every == 0:
-            self.optimizer.meter.measure(float(self.optimizer.param_groups[0]["lr"]), self.plan.batch_size)
+            with self._skipping("last measurement"):
+                self.optimizer.meter.measure(float(self.optimizer.param_groups[0]["lr"]), self.plan.batch_size)
+
+    @contextmanager
+    def _skipping(self, what: str) -> Generator[None]:
+        """A run that diverged cannot be measured, and is shown all the same."""
+        try:
+            yield
+        except (EtastarError, torch.linalg.LinAlgError) as error:  # pyright: ignore[reportPrivateImportUsage]
+            if self.meter is not None:
+                self.meter.skipped.append((self.step, f"{what}: {error}"))
 
 
 def _meter(plan: TrainingPlan, network: Network) -> AlignmentMeter:
