@@ -106,13 +106,18 @@ def test_a_run_that_was_only_advised_and_never_measured():
 @pytest.mark.parametrize(
     ("decisions", "words"),
     [
-        ([], "The run was too short for the controller to judge it."),
+        ([], "There were too few measurements for the controller to judge. The loss ends at 0.5."),
         ([decision(3, DecisionOutcome.DESCENDS)], "looked 1 time, and the step size was to be kept each time."),
     ],
 )
 def test_a_run_without_a_call_for_a_decay(decisions, words):
     (section,) = control_sections(ControlledRun("", [0, 1], [1.0, 0.5], [0.1, 0.1], History(), decisions))
     assert words in section.finding
+
+
+def test_a_run_that_diverged_is_told_as_such():
+    (section,) = control_sections(ControlledRun("", [0, 1], [1.0, float("nan")], [0.1, 0.1], History(), []))
+    assert section.finding.endswith("The run diverged: take a smaller step size.")
 
 
 def test_both_rates_are_told_stretch_by_stretch():

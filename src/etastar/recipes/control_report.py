@@ -119,7 +119,7 @@ def control_sections(run: ControlledRun) -> list[Section]:
     section = Section(
         "control",
         "Control of the step size",
-        f"{_finding(run, acted)} The loss ends at {run.loss[-1]:.4g}.",
+        f"{_finding(run, acted)} {_ending(run)}",
         _PLAIN if run.rates else "",
         figures=figures,
         tables=[Table(_RATES, _rate_rows(run)) if run.rates else Table(_DECISIONS, _rows(run.decisions))],
@@ -136,11 +136,16 @@ def _finding(run: ControlledRun, acted: Sequence[Decision]) -> str:
         return f"Two rates at {len(apart)} of {len(run.rates)} looks; the bulk's was held below lr at {len(held)}."
     called = [decision for decision in run.decisions if decision.outcome.decays]
     if not run.decisions:
-        return "The run was too short for the controller to judge it."
+        return "There were too few measurements for the controller to judge."
     if not called:
         return f"The controller looked {_times(run.decisions)}, and the step size was to be kept each time."
     told = f"acted {_times(acted)}" if acted else f"called for a decay {_times(called)} and never acted"
     return f"The controller looked {_times(run.decisions)} and {told}."
+
+
+def _ending(run: ControlledRun) -> str:
+    last = run.loss[-1]
+    return f"The loss ends at {last:.4g}." if math.isfinite(last) else "The run diverged: take a smaller step size."
 
 
 def _smooth(history: History, acted: Sequence[int]) -> History:
